@@ -1,0 +1,525 @@
+"""Put adapters into a model, switch them, merge them, take them out, count them."""
+
+import contextlib
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .adapters.adapter import Adapter, Layer, Spec, shortened
+from .linear import AdaptedLinear, is_conv1d
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class TrainedCopy(nn.Module):
+    """A module that is trained in full beside the adapters, such as a new head: the base and one copy an adapter.
+
+    Attributes that are not its own are those of the copy in use.
+    """
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.active: str | None = None
+
+    @property
+    def current(self) -> nn.Module:
+        return self.base if self.active is None else self.adapters[self.active]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.current(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("base", "adapters", "active", "current"):  # not made yet: copy and pickle ask early
+                raise
+            return getattr(self.current, name)
+
+    def use(self, name: str | None) -> None:
+        """As `AdaptedLinear.use`."""
+        self.active = name if name in self.adapters else None
+        for other, module in self.adapters.items():
+            module.requires_grad_(other == self.active)
+
+    def merge(self) -> None:
+        """Nothing to add up: the copy is in the base's place already."""
+        self.adapters.requires_grad_(False)
+
+    def unmerge(self) -> None:
+        self.use(self.active)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What was attached under one name: all that a file has to say besides the tensors."""
+
+    spec: Spec
+    targets: tuple[str, ...]
+    train_also: tuple[str, ...]
+    seed: int
+
+
+@dataclass
+class State:
+    """What `attach` remembers on the model, as `model._deltaw`."""
+
+    attachments: dict[str, Attachment] = field(default_factory=dict)
+    active: str | None = None
+    merged: bool = False
+    requires_grad: dict[str, bool] = field(default_factory=dict)  # of the base's parameters, as they were
+
+
+def attach(
+    model: nn.Module,
+    spec: Spec,
+    targets: str | Iterable[str] = "all-linear",
+    name: str = "default",
+    seed: int = 0,
+    train_also: str | Iterable[str] = (),
+    reset_also: bool = False,
+) -> nn.Module:
+    """Put an adapter into every target layer, freeze everything else, and make this adapter the active one.
+
+    Args:
+        model: any module with `nn.Linear` or GPT-2 `Conv1D` layers inside. It is changed in place: a target
+            becomes an `AdaptedLinear` around it, so the model's `state_dict` gains one level, `….base.…`.
+        spec: what to build, for example `LoRA(rank=8)`.
+        targets: "all-linear" (every linear layer but the output embedding and what is in `train_also`), or
+            names: each matches a layer that is called so, from a dot on ("query", "layer.0.attention.query"),
+            or, as a regular expression, the whole name.
+        name: to tell several adapters on one model apart; letters, digits, '_' and '-'.
+        seed: of everything that is drawn at random here.
+        train_also: modules to train in full, such as a new head, matched like targets; each adapter has its
+            own copy of them.
+        reset_also: draw those copies anew from the seed (by their `reset_parameters`) instead of copying the base's.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError: if `spec` is not a spec. ValueError: if `name` is taken, if the model is merged, if a target
+            matches nothing or something that cannot be adapted. The model is then as it was.
+    """
+    if isinstance(spec, type) and issubclass(spec, Spec):
+        raise TypeError(f"attach needs a spec, such as {spec.__name__}(...), not the class {spec.__name__} itself")
+    if not isinstance(spec, Spec):
+        raise TypeError(f"attach needs a spec, such as LoRA(rank=8), not {spec!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"an adapter's name must be of letters, digits, '_' and '-', and no method's name, not {name!r}")
+    also = _find_also(model, train_also)
+    return attach_to(model, spec, _find_targets(model, targets, also), also, name, seed, reset_also)
+
+
+def attach_to(
+    model: nn.Module,
+    spec: Spec,
+    layers: dict[str, nn.Module],
+    also: dict[str, nn.Module],
+    name: str,
+    seed: int = 0,
+    reset_also: bool = False,
+) -> nn.Module:
+    """`attach` once the modules are found: by their names, the layers to adapt and the modules to train in full."""
+    state = getattr(model, "_deltaw", None) or State()
+    if name in state.attachments:
+        raise ValueError(f"there is an adapter {name!r} already; names taken: {shortened(state.attachments)}")
+    if state.merged:
+        raise ValueError("the model is merged; unmerge it before attaching another adapter")
+    for layer, module in layers.items():
+        _check_target(model, layer, module)
+    described = {layer: Layer(layer, _weight(module)) for layer, module in layers.items()}
+    adapters = spec.build(described, torch.Generator().manual_seed(seed))
+    _check_built(spec, adapters, described)
+    copies = {key: _copy(module, seed if reset_also else None) for key, module in also.items()}
+
+    # Nothing has been changed up to here, and nothing below fails.
+    if not state.attachments:
+        state.requires_grad = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    model.requires_grad_(False)
+    for layer, module in layers.items():
+        _wrapped(model, module, AdaptedLinear).adapters[name] = adapters[layer].to(module.weight.device).train(model.training)
+    for key, module in also.items():
+        _wrapped(model, module, TrainedCopy).adapters[name] = copies[key]
+    state.attachments[name] = Attachment(spec, tuple(layers), tuple(also), seed)
+    model._deltaw = state
+    return use(model, name)
+
+
+def use(model: nn.Module, name: str) -> nn.Module:
+    """Make adapter `name` the active one: the model computes with it, and it alone is trained.
+
+    Raises:
+        ValueError: if there is no adapter of that name, or the model is merged.
+    """
+    state = attached(model)
+    if name not in state.attachments:
+        raise ValueError(f"there is no adapter {name!r}; there are {shortened(state.attachments)}")
+    if state.merged:
+        raise ValueError(f"the model is merged with {state.active!r}; unmerge it before using another adapter")
+    state.active = name
+    for wrapper in wrappers(model):
+        wrapper.use(name)
+    return model
+
+
+@contextlib.contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model is the frozen base, merged or not.
+
+    Raises:
+        ValueError: if no adapter is attached.
+    """
+    state = attached(model)
+    merged, all_wrappers = state.merged, list(wrappers(model))
+    before = [wrapper.active for wrapper in all_wrappers]
+    if merged:
+        unmerge(model)
+    for wrapper in all_wrappers:
+        wrapper.active = None
+    try:
+        yield model
+    finally:
+        for wrapper, active in zip(all_wrappers, before):
+            wrapper.active = active
+        if merged:
+            merge(model)
+
+
+def merge(model: nn.Module, permanently: bool = False) -> nn.Module:
+    """Add the active adapter into the weights, so that the model costs what the base costs.
+
+    Args:
+        model: a model with an adapter attached.
+        permanently: leave plain modules with the merged weights and nothing else: all adapters are gone, and
+            parameters are trainable or not as they were before `attach`. Otherwise the base's own weights are
+            kept aside for `unmerge`.
+
+    Raises:
+        ValueError: if no adapter is attached, or a merged weight would not be finite in the base's dtype. The
+            model is then as it was.
+    """
+    state = attached(model)
+    if not state.merged:
+        done = []
+        try:
+            for wrapper in wrappers(model):
+                wrapper.merge()
+                done.append(wrapper)
+        except ValueError:
+            for wrapper in done:
+                wrapper.unmerge()
+            layer = next(key for key, module in model.named_modules() if module is wrapper)
+            raise ValueError(f"adapter {state.active!r} cannot be merged into layer {layer!r}: "
+                             "the merged weight is not finite") from None
+        state.merged = True
+    if permanently:
+        _unwrap(model, state, keep_merged=True)
+    return model
+
+
+def unmerge(model: nn.Module) -> nn.Module:
+    """Put the base's own weights back, bit for bit, and let the adapter compute again.
+
+    Raises:
+        ValueError: if no adapter is attached. A model that is not merged is left as it is.
+    """
+    state = attached(model)
+    for wrapper in wrappers(model):
+        wrapper.unmerge()
+    state.merged = False
+    return model
+
+
+def detach(model: nn.Module, name: str | None = None) -> nn.Module:
+    """Take the adapters out: the base's own module objects are back in place, trainable as they were.
+
+    Args:
+        model: a model with an adapter attached.
+        name: take out this adapter only; if it was the active one, the one attached last among the others is.
+
+    Raises:
+        ValueError: if no adapter is attached, or none of that name.
+    """
+    state = attached(model)
+    if name is not None and name not in state.attachments:
+        raise ValueError(f"there is no adapter {name!r}; there are {shortened(state.attachments)}")
+    if name in (None, *state.attachments) and (name is None or len(state.attachments) == 1):
+        unmerge(model)
+        _unwrap(model, state, keep_merged=False)
+        return model
+    if state.merged and name == state.active:
+        unmerge(model)
+    del state.attachments[name]
+    for wrapper in list(wrappers(model)):
+        if name in wrapper.adapters:
+            del wrapper.adapters[name]
+        if not wrapper.adapters:
+            _replace(model, wrapper, wrapper.base)
+    if state.active == name:
+        use(model, list(state.attachments)[-1])
+    return model
+
+
+def count(model: nn.Module) -> "pandas.DataFrame":
+    """Numbers held by each adapted layer, by everything else, and by the whole model.
+
+    Returns:
+        A DataFrame with one row for each adapted layer, module of `train_also`, "(everything else)" and
+        "(total)", and the columns `trainable` (parameters that get a gradient), `fixed` (the active adapter's
+        buffers: frozen factors and the like) and `frozen` (the base's). What two layers share is counted at the
+        first of them. For a model without adapters there are the last two rows alone.
+    """
+    import pandas
+
+    seen: set[int] = set()
+
+    def sizes(module: nn.Module | None) -> tuple[int, int, int]:
+        trainable = fixed = frozen = 0
+        if module is None:
+            return trainable, fixed, frozen
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            if tensor.requires_grad:
+                trainable += tensor.numel()
+            elif isinstance(tensor, nn.Parameter):
+                frozen += tensor.numel()
+            else:
+                fixed += tensor.numel()
+        return trainable, fixed, frozen
+
+    rows = {}
+    for name, wrapper in _named_wrappers(model):
+        active = wrapper.adapters[wrapper.active] if wrapper.active is not None else None
+        trainable, fixed, _ = sizes(active)
+        rows[name] = (trainable, fixed, sizes(wrapper.base)[2])
+        for module in wrapper.adapters.values():
+            sizes(module)  # the other adapters are no part of the model as it computes now
+    trainable, _, frozen = sizes(model)
+    rows["(everything else)"] = (trainable, 0, frozen)
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["trainable", "fixed", "frozen"])
+    table.loc["(total)"] = table.sum()
+    return table.rename_axis("layer")
+
+
+def attached(model: nn.Module) -> State:
+    """What is attached to the model.
+
+    Raises:
+        ValueError: if nothing is.
+    """
+    state = getattr(model, "_deltaw", None)
+    if state is None:
+        raise ValueError(f"no adapter is attached to this {type(model).__name__}; attach(model, LoRA(rank=8)) puts one in")
+    return state
+
+
+def wrappers(model: nn.Module) -> Iterator[AdaptedLinear | TrainedCopy]:
+    """The modules that hold adapters."""
+    return (module for _, module in _named_wrappers(model))
+
+
+def adapted_layers(model: nn.Module, name: str | None = None) -> dict[str, AdaptedLinear]:
+    """The `AdaptedLinear`s that hold adapter `name` (default: the active one), by their names in the model."""
+    name = attached(model).active if name is None else name
+    return {
+        key: module
+        for key, module in _named_wrappers(model)
+        if isinstance(module, AdaptedLinear) and name in module.adapters
+    }
+
+
+def trained_copies(model: nn.Module, name: str | None = None) -> dict[str, nn.Module]:
+    """The modules trained in full with adapter `name` (default: the active one), by their names in the model."""
+    name = attached(model).active if name is None else name
+    return {
+        key: module.adapters[name]
+        for key, module in _named_wrappers(model)
+        if isinstance(module, TrainedCopy) and name in module.adapters
+    }
+
+
+def _named_wrappers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear | TrainedCopy]]:
+    return ((key, module) for key, module in base_modules(model) if isinstance(module, AdaptedLinear | TrainedCopy))
+
+
+def base_modules(model: nn.Module, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules` as it is without adapters: what is inside a wrapper is left out. A shared module comes once."""
+    seen = set() if seen is None else seen
+    if id(model) in seen:
+        return
+    seen.add(id(model))
+    yield prefix, model
+    if isinstance(model, AdaptedLinear | TrainedCopy):
+        return
+    for key, child in model.named_children():
+        yield from base_modules(child, f"{prefix}.{key}" if prefix else key, seen)
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    """`(out, in)` of a linear layer, adapted already or not."""
+    return module.weight.mT if is_conv1d(module) else module.weight
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if name == pattern or name.endswith("." + pattern):
+        return True
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error:
+        return False
+
+
+def _patterns(what: str, value: str | Iterable[str]) -> list[str]:
+    patterns = [value] if isinstance(value, str) else list(value)
+    if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise ValueError(f"{what} must be names of modules, not {value!r}")
+    return patterns
+
+
+def _find_also(model: nn.Module, train_also: str | Iterable[str]) -> dict[str, nn.Module]:
+    """The modules of `train_also` by name: the base's own or the wrapper that is there already."""
+    modules = {key: module for key, module in base_modules(model) if key}
+    found = {}
+    for pattern in _patterns("train_also", train_also):
+        matched = {key: module for key, module in modules.items() if _matches(pattern, key)}
+        if not matched:
+            children = [key for key, _ in model.named_children()]
+            raise ValueError(f"train_also names {pattern!r}, which matches no module; the model has {shortened(children)}")
+        for key, module in matched.items():
+            if isinstance(module, AdaptedLinear):
+                raise ValueError(f"train_also names {key!r}, which has an adapter; it cannot be trained in full as well")
+        found |= matched
+    return found
+
+
+def _find_targets(
+    model: nn.Module, targets: str | Iterable[str], also: dict[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """The layers to adapt by name, each one that can be."""
+    modules = dict(base_modules(model))
+    linear = {key: module for key, module in modules.items() if _is_linear(module)}
+    trained = {id(inner) for module in also.values() for inner in module.modules()}
+    if isinstance(targets, str) and targets == "all-linear":
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        tied = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
+        found = {
+            key: module
+            for key, module in linear.items()
+            if module is not output and id(_own_weight(module)) not in tied and id(module) not in trained
+        }
+        if not found:
+            raise ValueError(f"targets='all-linear' finds no nn.Linear or Conv1D to adapt in this {type(model).__name__}")
+    else:
+        found = {}
+        patterns = _patterns("targets", targets)
+        for pattern in patterns:
+            matched = {key: module for key, module in modules.items() if key and _matches(pattern, key)}
+            if not matched:
+                last = sorted({key.rpartition(".")[2] for key in linear})
+                raise ValueError(f"targets has {pattern!r}, which matches no module; linear layers here are called {shortened(last, 20)}")
+            for key, module in matched.items():
+                if key not in linear:
+                    raise ValueError(f"targets has {pattern!r}, which matches {key!r}, a {type(module).__name__}; "
+                                     "adapters go on nn.Linear and Conv1D")
+                if id(module) in trained:
+                    raise ValueError(f"{key!r} is in targets and in train_also; it can be one of them")
+            found |= matched
+        if not found:
+            raise ValueError("targets is empty; name layers, or say 'all-linear'")
+    return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | AdaptedLinear) or is_conv1d(module)
+
+
+def _own_weight(module: nn.Module) -> nn.Parameter:
+    return module.base.weight if isinstance(module, AdaptedLinear) else module.weight
+
+
+def _check_target(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Raises where an adapter could not work, or would silently do nothing."""
+    if not name:
+        raise ValueError(f"the model itself is a {type(module).__name__}; put it into an nn.Sequential to adapt it")
+    if isinstance(module, AdaptedLinear):
+        return
+    if isinstance(module, nn.Linear) and (
+        type(module).forward is not nn.Linear.forward or nn.utils.parametrize.is_parametrized(module)
+    ):
+        raise ValueError(f"{name!r} is a {type(module).__name__}, which computes its output in a way of its own; "
+                         "adapters go on plain nn.Linear and Conv1D")
+    if not module.weight.is_floating_point() or module.weight.itemsize < 2:
+        raise ValueError(f"{name!r} has a weight of {module.weight.dtype}; adapters go on float64, float32, bfloat16 and float16")
+    for owner in model.modules():
+        reads_weight = isinstance(owner, nn.MultiheadAttention | nn.TransformerEncoderLayer)
+        if reads_weight and any(child is module for child in owner.children()):
+            raise ValueError(f"{name!r} belongs to an {type(owner).__name__}, which reads the weight itself instead of calling "
+                             "the layer: an adapter on it would silently do nothing. Name other targets")
+
+
+def _check_built(spec: Spec, adapters: Any, layers: dict[str, Layer]) -> None:
+    """Raises if a family's `build` does not keep the contract."""
+    if not isinstance(adapters, dict) or set(adapters) != set(layers):
+        raise ValueError(f"{type(spec).__name__}.build must give one adapter for each of {shortened(layers)}")
+    for name, layer in layers.items():
+        if not isinstance(adapters[name], Adapter):
+            raise TypeError(f"{type(spec).__name__}.build gave {adapters[name]!r} for {name!r}; it must be an Adapter")
+        with torch.no_grad():
+            down, up = adapters[name].factors()
+        rank = down.shape[-2]
+        if down.shape != (rank, layer.in_features) or up.shape != (layer.out_features, rank):
+            raise ValueError(
+                f"{type(spec).__name__} gives down of {tuple(down.shape)} and up of {tuple(up.shape)} for layer {name!r}; "
+                f"they must be (r, {layer.in_features}) and ({layer.out_features}, r)"
+            )
+
+
+def _copy(module: nn.Module, seed: int | None) -> nn.Module:
+    """A trainable copy of the base's module, drawn anew if there is a seed."""
+    module = copy.deepcopy(module.base if isinstance(module, TrainedCopy) else module)
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for inner in module.modules():
+                if hasattr(inner, "reset_parameters"):
+                    inner.reset_parameters()
+    return module
+
+
+def _wrapped(model: nn.Module, module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """The wrapper around `module`, put in its place now unless it is there already."""
+    if isinstance(module, kind):
+        return module
+    wrapper = kind(module).train(module.training)
+    _replace(model, module, wrapper)
+    return wrapper
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands: a module that two parents share is replaced in both."""
+    for parent in list(model.modules()):
+        if parent is not new and parent is not old:
+            for key, child in parent.named_children():
+                if child is old:
+                    parent._modules[key] = new
+
+
+def _unwrap(model: nn.Module, state: State, keep_merged: bool) -> None:
+    """Plain modules again: the base's, or the merged ones."""
+    for wrapper in list(wrappers(model)):
+        keep_copy = keep_merged and isinstance(wrapper, TrainedCopy)
+        _replace(model, wrapper, wrapper.current if keep_copy else wrapper.base)
+    del model._deltaw
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(state.requires_grad.get(key, True))

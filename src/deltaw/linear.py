@@ -1,0 +1,272 @@
+"""The one kernel of the library, and the module that calls it.
+
+Every variant of low-rank adaptation is the same formula with other small factors:
+
+    y = g ⊙ (x Wᵀ + (x downᵀ) upᵀ) + b
+
+`down` (r × in) and `up` (out × r) come from the adapter, already scaled; the gain `g` (out) is there for
+DoRA alone. All token-sized work happens in this file. The factors are small, so what makes them
+(`adapters/`) is left to autograd.
+"""
+
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def adapted_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    gain: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """y = g ⊙ (x Wᵀ + (D(x) downᵀ) upᵀ) + b.
+
+    Args:
+        x: `(..., in)`. With K adapters at once, the first axis is `(K · batch)`, adapter by adapter.
+        weight: `(out, in)`, frozen as a rule; if it (or `bias`) is trained, a plain-torch path is taken.
+        bias: `(out,)` or None; it is not multiplied by the gain.
+        down: `(*K, r, in)`.
+        up: `(*K, out, r)`, with the adapter's scale in it.
+        gain: `(*K, out)` or None. It stays in its own precision: in bf16, 0.9985 would be 1.
+        dropout: probability of dropping an entry of x on the adapter's path.
+
+    Returns:
+        `(..., out)`, in autocast's dtype where that is on, else in x's. `down` and `up` are cast down to
+        it; x is never cast up.
+
+    Raises:
+        ValueError: if the first axis of x does not split into K adapters.
+    """
+    dtype = x.dtype
+    if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    down, up = down.to(dtype), up.to(dtype)
+    if dropout:
+        up = up / (1.0 - dropout)  # out × r numbers instead of tokens × in
+
+    *batch, in_features = x.shape
+    slots = math.prod(down.shape[:-2])
+    if down.dim() == 2:
+        x = x.reshape(-1, in_features)  # (n, in)
+    else:
+        if not batch or batch[0] % slots:
+            raise ValueError(
+                f"{slots} adapters share this layer, so the first axis of x must be a multiple of {slots}; "
+                f"x has shape {(*batch, in_features)}"
+            )
+        x = x.reshape(slots, -1, in_features)  # (K, n, in)
+        down, up = down.flatten(0, -3), up.flatten(0, -3)  # (K, r, in), (K, out, r)
+        gain = None if gain is None else gain.reshape(slots, 1, -1)  # (K, 1, out)
+    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - dropout) if dropout else None  # (*K, n, in)
+
+    trained_base = weight.requires_grad or (bias is not None and bias.requires_grad)
+    function = _plain if trained_base else _AdaptedLinear.apply
+    return function(x, weight, bias, down, up, gain, keep).reshape(*batch, -1)
+
+
+def _plain(x, weight, bias, down, up, gain, keep):
+    """The formula as it is read, differentiable in everything: for a trained base, and as the tests' reference."""
+    z = F.linear(x, weight)  # (*K, n, out)
+    z = z + ((x if keep is None else x * keep) @ down.mT) @ up.mT
+    if gain is not None:
+        z = (z * gain).to(x.dtype)
+    return z if bias is None else z + bias
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """The formula with the additions inside the matrix products, and little kept for the backward pass.
+
+    Kept: the r-wide h if `up` is trained, x if `down` is trained (VeRA and LoRA-XS: no), one output if there
+    is a gain, one bit of dropout (a bool) an entry. No out × in matrix is formed.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, down, up, gain, keep):
+        h = (x if keep is None else x * keep) @ down.mT  # (*K, n, r)
+        z = F.linear(x, weight, bias if gain is None else None)  # (*K, n, out)
+        _add_product(z, h, up.mT)
+        x_grad, _, _, down_grad, up_grad, gain_grad, _ = ctx.needs_input_grad
+        ctx.save_for_backward(
+            x if down_grad else None,
+            weight,
+            down,
+            up,
+            gain,
+            keep if x_grad or down_grad else None,
+            h if up_grad else None,
+            z if gain_grad else None,
+        )
+        if gain is None:
+            return z
+        return _scale(z, gain) if bias is None else _scale(z, gain).add_(bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # (*K, n, out)
+        x, weight, down, up, gain, keep, h, z = ctx.saved_tensors
+        x_grad, _, _, down_grad, up_grad, gain_grad, _ = ctx.needs_input_grad
+        grad_x = grad_down = grad_up = grad_gain = None
+        if gain is not None:
+            if gain_grad:
+                grad_gain = (grad * z).sum(-2, dtype=gain.dtype, keepdim=gain.dim() == 3)  # (out,) or (K, 1, out)
+            grad = _scale(grad, gain)
+        grad_h = grad @ up if x_grad or down_grad else None  # (*K, n, r)
+        if x_grad:
+            grad_x = grad @ weight  # (*K, n, in)
+            if keep is None:
+                _add_product(grad_x, grad_h, down)
+            else:
+                grad_x += (grad_h @ down).mul_(keep)
+        if down_grad:
+            grad_down = grad_h.mT @ (x if keep is None else x * keep)  # (*K, r, in)
+        if up_grad:
+            grad_up = grad.mT @ h  # (*K, out, r)
+        return grad_x, None, None, grad_down, grad_up, grad_gain, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b in the epilogue of the product; 2-D, or 3-D for K adapters."""
+    (total.addmm_ if total.dim() == 2 else total.baddbmm_)(a, b)
+
+
+def _scale(z: Tensor, gain: Tensor) -> Tensor:
+    """z ⊙ g in z's dtype, each product in the gain's, and no fp32 copy of z: `(*K, n, out)`."""
+    return torch.mul(z, gain, out=torch.empty_like(z))
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Is this GPT-2's `Conv1D`, a linear layer that stores its weight as in × out?"""
+    pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # if never imported, there is none
+    return pytorch_utils is not None and isinstance(module, pytorch_utils.Conv1D)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen `nn.Linear` or GPT-2 `Conv1D` with adapters, of which at most one is active.
+
+    `base` is the module that was there; an attached model's `state_dict` therefore names its weight
+    `….base.weight`, and an adapter's tensors `….adapters.<name>.…`.
+
+    Attributes:
+        weight: the base weight as `(out, in)`, whichever way the base stores it.
+        bias: `(out,)` or None.
+        active: name of the active adapter, or None for the base alone.
+        merged: whether the base now holds the merged weight.
+    """
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.active: str | None = None
+        self.register_parameter("original", None)  # the base's own weight while a merged one stands in for it
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight.mT if is_conv1d(self.base) else self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def adapter(self) -> nn.Module | None:
+        """The active adapter, or None."""
+        return None if self.active is None else self.adapters[self.active]
+
+    @property
+    def merged(self) -> bool:
+        return self.original is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., in)` to `(..., out)`."""
+        adapter = self.adapter
+        if adapter is None or self.merged:
+            return self.base(x)
+        weight = self.weight
+        down, up = adapter.factors()
+        gain = adapter.gain(weight, down, up)
+        return adapted_linear(x, weight, self.bias, down, up, gain, adapter.dropout if self.training else 0.0)
+
+    @torch.no_grad()
+    def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """ΔW of the active adapter, `(*K, out, in)`: what it adds to the base's weight.
+
+        With a gain that is (g − 1) ⊙ W + g ⊙ (up down). Computed in the adapter's precision and returned in
+        `dtype` (default: the weight's).
+
+        Raises:
+            ValueError: if no adapter is active.
+        """
+        if self.adapter is None:
+            raise ValueError("no adapter is active on this layer, so there is no ΔW")
+        weight = self._base_weight()
+        down, up = self.adapter.factors()
+        gain = self.adapter.gain(weight, down, up)
+        delta = up @ down  # (*K, out, in)
+        if gain is not None:
+            gain = gain[..., None]  # (*K, out, 1)
+            delta = (gain - 1) * weight + gain * delta
+        return delta.to(dtype or weight.dtype)
+
+    @torch.no_grad()
+    def merged_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W′ = W + ΔW, `(*K, out, in)`, added in the adapter's precision; errors as `delta_weight`."""
+        weight = self._base_weight()
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        return (weight.to(exact) + self.delta_weight(exact)).to(dtype or weight.dtype)
+
+    def _base_weight(self) -> Tensor:
+        """The base's own weight as `(out, in)`, also while merged."""
+        weight = self.base.weight if self.original is None else self.original
+        return weight.mT if is_conv1d(self.base) else weight
+
+    def merge(self) -> None:
+        """Let the base compute with the merged weight; its own parameter is kept aside, untouched.
+
+        A new parameter is put in its place, so that a weight which another module shares (tied embeddings)
+        is not changed there.
+
+        Raises:
+            ValueError: if no adapter is active, or if a merged weight would not be finite.
+        """
+        if self.merged:
+            return
+        merged = self.merged_weight()  # (out, in)
+        if not torch.isfinite(merged).all():
+            raise ValueError(f"the merged weight is not finite in {merged.dtype}")
+        self.original = self.base._parameters["weight"]
+        merged = merged.mT.contiguous() if is_conv1d(self.base) else merged
+        self.base.weight = nn.Parameter(merged, requires_grad=False)
+        self.adapters.requires_grad_(False)
+
+    def unmerge(self) -> None:
+        """Put the base's own parameter back: bit for bit what it was."""
+        if self.merged:
+            self.base.weight, self.original = self.original, None
+            self.use(self.active)
+
+    def use(self, name: str | None) -> None:
+        """Make adapter `name` (None: none) the active one, and the only one that is trained."""
+        self.active = name if name in self.adapters else None
+        for other, adapter in self.adapters.items():
+            adapter.requires_grad_(other == self.active)
+
+    def extra_repr(self) -> str:
+        return f"active={self.active!r}" + (", merged" if self.merged else "")
