@@ -35,7 +35,7 @@ def adapted_linear(
         bias: `(out,)` or None; it is not multiplied by the gain.
         down: `(*K, r, in)`.
         up: `(*K, out, r)`, with the adapter's scale in it.
-        gain: `(*K, out)` or None. It stays in its own precision: in bf16, 0.9985 would be 1.
+        gain: `(*K, out)` or None. It stays in its own precision, fp32: in bf16, 0.9985 would be 1.
         dropout: probability of dropping an entry of x on the adapter's path.
 
     Returns:
@@ -49,7 +49,6 @@ def adapted_linear(
     if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    down, up = down.to(dtype), up.to(dtype)
     if dropout:
         up = up / (1.0 - dropout)  # out × r numbers instead of tokens × in
 
@@ -65,36 +64,46 @@ def adapted_linear(
             )
         x = x.reshape(slots, -1, in_features)  # (K, n, in)
         down, up = down.flatten(0, -3), up.flatten(0, -3)  # (K, r, in), (K, out, r)
-        gain = None if gain is None else gain.reshape(slots, 1, -1)  # (K, 1, out)
+        gain = None if gain is None else gain.flatten(0, -2)  # (K, out)
     keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - dropout) if dropout else None  # (*K, n, in)
 
     trained_base = weight.requires_grad or (bias is not None and bias.requires_grad)
     function = _plain if trained_base else _AdaptedLinear.apply
-    return function(x, weight, bias, down, up, gain, keep).reshape(*batch, -1)
+    return function(x, weight, bias, down, up, gain, keep).reshape(*batch, weight.shape[0])
 
 
 def _plain(x, weight, bias, down, up, gain, keep):
     """The formula as it is read, differentiable in everything: for a trained base, and as the tests' reference."""
+    down, up = down.to(x.dtype), up.to(x.dtype)
     z = F.linear(x, weight)  # (*K, n, out)
     z = z + ((x if keep is None else x * keep) @ down.mT) @ up.mT
     if gain is not None:
-        z = (z * gain).to(x.dtype)
+        z = (z * gain.unsqueeze(-2)).to(x.dtype)
     return z if bias is None else z + bias
 
 
 class _AdaptedLinear(torch.autograd.Function):
     """The formula with the additions inside the matrix products, and little kept for the backward pass.
 
-    Kept: the r-wide h if `up` is trained, x if `down` is trained (VeRA and LoRA-XS: no), one output if there
-    is a gain, one bit of dropout (a bool) an entry. No out × in matrix is formed.
+    Kept: the r-wide h if `up` or the gain is trained, x if `down` is (VeRA and LoRA-XS: no), the base's output if
+    the gain is, one bool an entry for dropout. No out × in matrix is formed.
     """
 
     @staticmethod
     def forward(ctx, x, weight, bias, down, up, gain, keep):
+        exact_up = up
+        down, up = down.to(x.dtype), up.to(x.dtype)
         h = (x if keep is None else x * keep) @ down.mT  # (*K, n, r)
-        z = F.linear(x, weight, bias if gain is None else None)  # (*K, n, out)
-        _add_product(z, h, up.mT)
+        if gain is None:
+            y = z = F.linear(x, weight, bias)  # (*K, n, out)
+            _add_product(y, h, up.mT)
+        else:  # g ⊙ z + (h (g ⊙ up)ᵀ + b): in bf16, one rounding fewer than g ⊙ (z + h upᵀ) + b
+            z = F.linear(x, weight)  # (*K, n, out)
+            scaled = (gain[..., None] * exact_up).to(x.dtype)  # (*K, out, r)
+            y = h @ scaled.mT if bias is None else _product_plus(bias, h, scaled.mT)
+            y.addcmul_(z, gain.unsqueeze(-2))
         x_grad, _, _, down_grad, up_grad, gain_grad, _ = ctx.needs_input_grad
+        ctx.factor_dtype = exact_up.dtype
         ctx.save_for_backward(
             x if down_grad else None,
             weight,
@@ -102,12 +111,10 @@ class _AdaptedLinear(torch.autograd.Function):
             up,
             gain,
             keep if x_grad or down_grad else None,
-            h if up_grad else None,
+            h if up_grad or gain_grad else None,
             z if gain_grad else None,
         )
-        if gain is None:
-            return z
-        return _scale(z, gain) if bias is None else _scale(z, gain).add_(bias)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -115,11 +122,15 @@ class _AdaptedLinear(torch.autograd.Function):
         x, weight, down, up, gain, keep, h, z = ctx.saved_tensors
         x_grad, _, _, down_grad, up_grad, gain_grad, _ = ctx.needs_input_grad
         grad_x = grad_down = grad_up = grad_gain = None
+        if up_grad or gain_grad:
+            grad_up = _product(grad.mT, h, ctx.factor_dtype)  # (*K, out, r)
+        if gain_grad:
+            grad_gain = _sum_of_products(grad, z, gain.dtype) + (grad_up * up).sum(-1)  # (*K, out)
         if gain is not None:
-            if gain_grad:
-                grad_gain = (grad * z).sum(-2, dtype=gain.dtype, keepdim=gain.dim() == 3)  # (out,) or (K, 1, out)
-            grad = _scale(grad, gain)
-        grad_h = grad @ up if x_grad or down_grad else None  # (*K, n, r)
+            grad_up = gain[..., None] * grad_up
+            grad = torch.mul(grad, gain.unsqueeze(-2), out=torch.empty_like(grad))  # no fp32 copy of a bf16 one
+        if x_grad or down_grad:
+            grad_h = grad @ up  # (*K, n, r)
         if x_grad:
             grad_x = grad @ weight  # (*K, n, in)
             if keep is None:
@@ -127,9 +138,7 @@ class _AdaptedLinear(torch.autograd.Function):
             else:
                 grad_x += (grad_h @ down).mul_(keep)
         if down_grad:
-            grad_down = grad_h.mT @ (x if keep is None else x * keep)  # (*K, r, in)
-        if up_grad:
-            grad_up = grad.mT @ h  # (*K, out, r)
+            grad_down = _product(grad_h.mT, x if keep is None else x * keep, ctx.factor_dtype)  # (*K, r, in)
         return grad_x, None, None, grad_down, grad_up, grad_gain, None
 
 
@@ -138,9 +147,30 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     (total.addmm_ if total.dim() == 2 else total.baddbmm_)(a, b)
 
 
-def _scale(z: Tensor, gain: Tensor) -> Tensor:
-    """z ⊙ g in z's dtype, each product in the gain's, and no fp32 copy of z: `(*K, n, out)`."""
-    return torch.mul(z, gain, out=torch.empty_like(z))
+def _product_plus(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a b + c, likewise; c is one row, `(out,)`."""
+    return torch.addmm(c, a, b) if a.dim() == 2 else torch.baddbmm(c, a, b)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b in `dtype`, which may be wider than theirs: the gradients of fp32 factors are not rounded to bf16."""
+    if a.dtype == dtype:
+        return a @ b
+    if not a.is_cuda:
+        return (a.to(dtype) @ b.to(dtype)).to(dtype)
+    try:
+        return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=dtype)
+    except TypeError:  # before PyTorch 2.8
+        return (a @ b).to(dtype)
+
+
+def _sum_of_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Σₙ aₙ ⊙ bₙ over the tokens in `dtype`: `(*K, out)`.
+
+    A stretch of tokens at a time, so that in bf16 neither is a product rounded nor a token-sized fp32 tensor made.
+    """
+    stretch = max(1, 2**22 // (a.numel() // a.shape[-2] or 1))
+    return sum((p.to(dtype) * q).sum(-2) for p, q in zip(a.split(stretch, -2), b.split(stretch, -2)))
 
 
 def is_conv1d(module: nn.Module) -> bool:
