@@ -10,15 +10,18 @@ from .adapters import Adapter, DoRA, Layer, LoRA, LoRAXS, MoSLoRA, Spec, VeRA
 from .attach import adapted_layers, attach, count, detach, disabled, merge, unmerge, use
 from .checkpoint import convert, load, save
 from .linear import AdaptedLinear, adapted_linear
+from .train import History, Recipe, evaluate, fit
 
 __all__ = [
     "AdaptedLinear",
     "Adapter",
     "DoRA",
+    "History",
     "Layer",
     "LoRA",
     "LoRAXS",
     "MoSLoRA",
+    "Recipe",
     "Spec",
     "VeRA",
     "adapted_layers",
@@ -28,6 +31,8 @@ __all__ = [
     "count",
     "detach",
     "disabled",
+    "evaluate",
+    "fit",
     "load",
     "merge",
     "save",

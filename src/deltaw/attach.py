@@ -5,6 +5,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,8 +114,6 @@ def attach(
         raise TypeError(f"attach needs a spec, such as {spec.__name__}(...), not the class {spec.__name__} itself")
     if not isinstance(spec, Spec):
         raise TypeError(f"attach needs a spec, such as LoRA(rank=8), not {spec!r}")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"an adapter's name must be of letters, digits, '_' and '-', and no method's name, not {name!r}")
     also = _find_also(model, train_also)
     return attach_to(model, spec, _find_targets(model, targets, also), also, name, seed, reset_also)
 
@@ -129,29 +128,40 @@ def attach_to(
     reset_also: bool = False,
 ) -> nn.Module:
     """`attach` once the modules are found: by their names, the layers to adapt and the modules to train in full."""
-    state = getattr(model, "_deltaw", None) or State()
-    if name in state.attachments:
-        raise ValueError(f"there is an adapter {name!r} already; names taken: {shortened(state.attachments)}")
+    root = _uncompiled(model)
+    state = getattr(root, "_deltaw", None) or State()
+    _check_name(name, state, {key for wrapper in wrappers(root) for key in wrapper.adapters})
     if state.merged:
         raise ValueError("the model is merged; unmerge it before attaching another adapter")
+    if not isinstance(seed, Integral):
+        raise ValueError(f"seed must be a whole number, not {seed!r}")
+    seed = int(seed)
+    _check_apart(layers, also)
+    readers = _weight_readers(root)
     for layer, module in layers.items():
-        _check_target(model, layer, module)
+        _check_target(layer, module, readers.get(module))
+    for key, module in also.items():
+        _check_also(key, module)
     described = {layer: Layer(layer, _weight(module)) for layer, module in layers.items()}
     adapters = spec.build(described, torch.Generator().manual_seed(seed))
     _check_built(spec, adapters, described)
-    copies = {key: _copy(module, seed if reset_also else None) for key, module in also.items()}
+    copies = {key: _copy(key, module, seed if reset_also else None) for key, module in also.items()}
 
     # Nothing has been changed up to here, and nothing below fails.
     if not state.attachments:
-        state.requires_grad = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
-    model.requires_grad_(False)
+        state.requires_grad = {key: p.requires_grad for key, p in root.named_parameters(remove_duplicate=False)}
+    root.requires_grad_(False)
+    wrapped = {module: _wrapper(module, AdaptedLinear) for module in layers.values()}
+    wrapped |= {module: _wrapper(module, TrainedCopy) for module in also.values()}
+    _replace(root, wrapped)
     for layer, module in layers.items():
-        _wrapped(model, module, AdaptedLinear).adapters[name] = adapters[layer].to(module.weight.device).train(model.training)
+        wrapped[module].adapters[name] = adapters[layer].to(module.weight.device).train(root.training)
     for key, module in also.items():
-        _wrapped(model, module, TrainedCopy).adapters[name] = copies[key]
+        wrapped[module].adapters[name] = copies[key]
     state.attachments[name] = Attachment(spec, tuple(layers), tuple(also), seed)
-    model._deltaw = state
-    return use(model, name)
+    root._deltaw = state
+    use(root, name)
+    return model
 
 
 def use(model: nn.Module, name: str) -> nn.Module:
@@ -204,22 +214,24 @@ def merge(model: nn.Module, permanently: bool = False) -> nn.Module:
             kept aside for `unmerge`.
 
     Raises:
-        ValueError: if no adapter is attached, or a merged weight would not be finite in the base's dtype. The
-            model is then as it was.
+        ValueError: if no adapter is attached, or it is `disabled`, or a merged weight would not be finite in the
+            base's dtype. The model is then as it was.
     """
     state = attached(model)
     if not state.merged:
+        if all(wrapper.active is None for wrapper in wrappers(model)):
+            raise ValueError("the adapters are disabled here; merge outside of the block")
         done = []
         try:
-            for wrapper in wrappers(model):
+            for layer, wrapper in _named_wrappers(model):
                 wrapper.merge()
                 done.append(wrapper)
-        except ValueError:
+        except BaseException as error:  # also where the memory runs out
             for wrapper in done:
                 wrapper.unmerge()
-            layer = next(key for key, module in model.named_modules() if module is wrapper)
-            raise ValueError(f"adapter {state.active!r} cannot be merged into layer {layer!r}: "
-                             "the merged weight is not finite") from None
+            if not isinstance(error, ValueError):
+                raise
+            raise ValueError(f"adapter {state.active!r} cannot be merged into layer {layer!r}: {error}") from None
         state.merged = True
     if permanently:
         _unwrap(model, state, keep_merged=True)
@@ -259,11 +271,10 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     if state.merged and name == state.active:
         unmerge(model)
     del state.attachments[name]
-    for wrapper in list(wrappers(model)):
+    for wrapper in wrappers(model):
         if name in wrapper.adapters:
             del wrapper.adapters[name]
-        if not wrapper.adapters:
-            _replace(model, wrapper, wrapper.base)
+    _replace(model, {wrapper: wrapper.base for wrapper in wrappers(model) if not wrapper.adapters})
     if state.active == name:
         use(model, list(state.attachments)[-1])
     return model
@@ -356,6 +367,7 @@ def _named_wrappers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear | Tra
 def base_modules(model: nn.Module, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
     """`named_modules` as it is without adapters: what is inside a wrapper is left out. A shared module comes once."""
     seen = set() if seen is None else seen
+    model = _uncompiled(model)  # so that a compiled model's names are the plain one's
     if id(model) in seen:
         return
     seen.add(id(model))
@@ -364,6 +376,11 @@ def base_modules(model: nn.Module, prefix: str = "", seen: set[int] | None = Non
         return
     for key, child in model.named_children():
         yield from base_modules(child, f"{prefix}.{key}" if prefix else key, seen)
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside, if `torch.compile` made this one."""
+    return model._modules.get("_orig_mod", model)
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
@@ -381,14 +398,14 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _patterns(what: str, value: str | Iterable[str]) -> list[str]:
-    patterns = [value] if isinstance(value, str) else list(value)
+    patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
     if not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise ValueError(f"{what} must be names of modules, not {value!r}")
     return patterns
 
 
 def _find_also(model: nn.Module, train_also: str | Iterable[str]) -> dict[str, nn.Module]:
-    """The modules of `train_also` by name: the base's own or the wrapper that is there already."""
+    """The modules of `train_also` by name, outermost ones: the base's own or the wrapper that is there already."""
     modules = {key: module for key, module in base_modules(model) if key}
     found = {}
     for pattern in _patterns("train_also", train_also):
@@ -396,11 +413,9 @@ def _find_also(model: nn.Module, train_also: str | Iterable[str]) -> dict[str, n
         if not matched:
             children = [key for key, _ in model.named_children()]
             raise ValueError(f"train_also names {pattern!r}, which matches no module; the model has {shortened(children)}")
-        for key, module in matched.items():
-            if isinstance(module, AdaptedLinear):
-                raise ValueError(f"train_also names {key!r}, which has an adapter; it cannot be trained in full as well")
         found |= matched
-    return found
+    inside = {inner for module in found.values() for inner in module.modules() if inner is not module}
+    return {key: module for key, module in found.items() if module not in inside}
 
 
 def _find_targets(
@@ -432,8 +447,6 @@ def _find_targets(
                 if key not in linear:
                     raise ValueError(f"targets has {pattern!r}, which matches {key!r}, a {type(module).__name__}; "
                                      "adapters go on nn.Linear and Conv1D")
-                if id(module) in trained:
-                    raise ValueError(f"{key!r} is in targets and in train_also; it can be one of them")
             found |= matched
         if not found:
             raise ValueError("targets is empty; name layers, or say 'all-linear'")
@@ -448,24 +461,75 @@ def _own_weight(module: nn.Module) -> nn.Parameter:
     return module.base.weight if isinstance(module, AdaptedLinear) else module.weight
 
 
-def _check_target(model: nn.Module, name: str, module: nn.Module) -> None:
+def _check_name(name: Any, state: State, held: set[str]) -> None:
+    """Raises unless an adapter can be called so, and the adapters that the model's layers hold are its own."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"an adapter's name must be of letters, digits, '_' and '-', and no method's name, not {name!r}")
+    if name in state.attachments:
+        raise ValueError(f"there is an adapter {name!r} already; names taken: {shortened(state.attachments)}")
+    if held - state.attachments.keys():
+        raise ValueError(f"layers here hold the adapters {shortened(sorted(held))}, attached to a part of this model, or to a "
+                         "model it is a part of; attach to that module, or detach them there")
+
+
+def _check_apart(layers: dict[str, nn.Module], also: dict[str, nn.Module]) -> None:
+    """Raises if something would be adapted, or trained in full, and be inside what is trained in full as well."""
+    for key, module in also.items():
+        inside = set(module.modules())
+        for other, inner in [*layers.items(), *also.items()]:
+            if inner in inside and other != key:
+                raise ValueError(f"{other!r} is inside {key!r}, which is in train_also and trained in full already")
+            if inner in inside and key in layers:
+                raise ValueError(f"{key!r} is in targets and in train_also; it can be one of them")
+
+
+def _check_also(name: str, module: nn.Module) -> None:
+    """Raises where a copy could not be trained, or would silently do nothing."""
+    if isinstance(module, TrainedCopy):
+        return
+    if any(isinstance(inner, AdaptedLinear) for inner in module.modules()):
+        raise ValueError(f"train_also names {name!r}, which has an adapter; it cannot be trained in full as well")
+    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
+        raise ValueError(f"train_also names {name!r}, a {type(module).__name__}, which is never called itself; "
+                         "name what is in it")
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    if not dtypes:
+        raise ValueError(f"train_also names {name!r}, a {type(module).__name__}, which has no parameters to train")
+    if not all(dtype.is_floating_point for dtype in dtypes):
+        raise ValueError(f"train_also names {name!r}, which has parameters of {shortened(dtypes)}; they cannot be trained")
+
+
+def _weight_readers(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules whose owner goes past them to their weight, with the owner's type."""
+    return {
+        child: type(owner).__name__
+        for owner in model.modules()
+        if isinstance(owner, nn.MultiheadAttention | nn.TransformerEncoderLayer) or "_orig_mod" in owner._modules
+        for child in owner.children()
+    }
+
+
+def _check_target(name: str, module: nn.Module, reader: str | None) -> None:
     """Raises where an adapter could not work, or would silently do nothing."""
     if not name:
         raise ValueError(f"the model itself is a {type(module).__name__}; put it into an nn.Sequential to adapt it")
     if isinstance(module, AdaptedLinear):
         return
-    if isinstance(module, nn.Linear) and (
-        type(module).forward is not nn.Linear.forward or nn.utils.parametrize.is_parametrized(module)
-    ):
+    if nn.parameter.is_lazy(module.weight):
+        raise ValueError(f"{name!r} is a {type(module).__name__} without a shape yet; call the model once before attaching")
+    own_forward = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    # accelerate's `_hf_hook` puts a forward on the instance, too; it only moves tensors to the device.
+    own_forward |= "forward" in vars(module) and not hasattr(module, "_hf_hook")
+    if own_forward or "weight" not in module._parameters:  # no parameter: parametrized, pruned, weight-normed
         raise ValueError(f"{name!r} is a {type(module).__name__}, which computes its output in a way of its own; "
                          "adapters go on plain nn.Linear and Conv1D")
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        raise ValueError(f"{name!r} has hooks, which an adapter would bypass; attach first, then hook the layer that is there")
     if not module.weight.is_floating_point() or module.weight.itemsize < 2:
         raise ValueError(f"{name!r} has a weight of {module.weight.dtype}; adapters go on float64, float32, bfloat16 and float16")
-    for owner in model.modules():
-        reads_weight = isinstance(owner, nn.MultiheadAttention | nn.TransformerEncoderLayer)
-        if reads_weight and any(child is module for child in owner.children()):
-            raise ValueError(f"{name!r} belongs to an {type(owner).__name__}, which reads the weight itself instead of calling "
-                             "the layer: an adapter on it would silently do nothing. Name other targets")
+    if reader is not None:
+        raise ValueError(f"{name!r} belongs to an {reader}, which reads the weight itself instead of calling the layer: "
+                         "an adapter on it would silently do nothing. Name other targets")
 
 
 def _check_built(spec: Spec, adapters: Any, layers: dict[str, Layer]) -> None:
@@ -485,41 +549,49 @@ def _check_built(spec: Spec, adapters: Any, layers: dict[str, Layer]) -> None:
             )
 
 
-def _copy(module: nn.Module, seed: int | None) -> nn.Module:
+def _copy(name: str, module: nn.Module, seed: int | None) -> nn.Module:
     """A trainable copy of the base's module, drawn anew if there is a seed."""
     module = copy.deepcopy(module.base if isinstance(module, TrainedCopy) else module)
-    if seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for inner in module.modules():
-                if hasattr(inner, "reset_parameters"):
-                    inner.reset_parameters()
-    return module
+    if seed is None:
+        return module
+    for inner in module.modules():
+        if list(inner.parameters(recurse=False)) and not hasattr(inner, "reset_parameters"):
+            raise ValueError(f"reset_also cannot draw {name!r} anew: {type(inner).__name__} has no reset_parameters")
+    device = next(module.parameters()).device
+    if device.type != "meta":
+        module.cpu()  # so that a seed means the same numbers on every device
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for inner in module.modules():
+            if hasattr(inner, "reset_parameters"):
+                inner.reset_parameters()
+    return module.to(device)
 
 
-def _wrapped(model: nn.Module, module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """The wrapper around `module`, put in its place now unless it is there already."""
+def _wrapper(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
+    """A wrapper around `module`, unless it is one already."""
     if isinstance(module, kind):
         return module
-    wrapper = kind(module).train(module.training)
-    _replace(model, module, wrapper)
+    wrapper = kind(module)
+    wrapper.training = module.training
     return wrapper
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` stands: a module that two parents share is replaced in both."""
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
+    """Put the new modules wherever the old ones, the keys, stand: one that has two places is replaced in both."""
     for parent in list(model.modules()):
-        if parent is not new and parent is not old:
-            for key, child in parent.named_children():
-                if child is old:
-                    parent._modules[key] = new
+        for key, child in parent._modules.items():
+            if child in new:
+                parent._modules[key] = new[child]
 
 
 def _unwrap(model: nn.Module, state: State, keep_merged: bool) -> None:
     """Plain modules again: the base's, or the merged ones."""
-    for wrapper in list(wrappers(model)):
-        keep_copy = keep_merged and isinstance(wrapper, TrainedCopy)
-        _replace(model, wrapper, wrapper.current if keep_copy else wrapper.base)
+    model = _uncompiled(model)
+    _replace(model, {
+        wrapper: wrapper.current if keep_merged and isinstance(wrapper, TrainedCopy) else wrapper.base
+        for wrapper in wrappers(model)
+    })
     del model._deltaw
-    for key, parameter in model.named_parameters():
-        parameter.requires_grad_(state.requires_grad.get(key, True))
+    for key, parameter in model.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(state.requires_grad.get(key, parameter.requires_grad))

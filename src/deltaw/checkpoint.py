@@ -273,7 +273,7 @@ def _write(path: Path, files: tuple[str, str], config: dict[str, Any], tensors: 
     path.mkdir(parents=True, exist_ok=True)
     partial = [path / (file + ".partial") for file in files]
     try:
-        partial[0].write_text(json.dumps(config, indent=2) + "\n")
+        partial[0].write_text(json.dumps(config, indent=2, default=lambda scalar: scalar.item()) + "\n")
         save_file(tensors, partial[1], metadata={"format": "pt"})
         for part, file in zip(partial, files):
             part.replace(path / file)

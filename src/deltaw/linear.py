@@ -127,7 +127,7 @@ class _AdaptedLinear(torch.autograd.Function):
         if gain_grad:
             grad_gain = _sum_of_products(grad, z, gain.dtype) + (grad_up * up).sum(-1)  # (*K, out)
         if gain is not None:
-            grad_up = gain[..., None] * grad_up
+            grad_up = gain[..., None] * grad_up if up_grad else None
             grad = torch.mul(grad, gain.unsqueeze(-2), out=torch.empty_like(grad))  # no fp32 copy of a bf16 one
         if x_grad or down_grad:
             grad_h = grad @ up  # (*K, n, r)
@@ -169,7 +169,7 @@ def _sum_of_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
     A stretch of tokens at a time, so that in bf16 neither is a product rounded nor a token-sized fp32 tensor made.
     """
-    stretch = max(1, 2**22 // (a.numel() // a.shape[-2] or 1))
+    stretch = max(1, 2**22 * a.shape[-2] // max(1, a.numel()))
     return sum((p.to(dtype) * q).sum(-2) for p, q in zip(a.split(stretch, -2), b.split(stretch, -2)))
 
 
@@ -177,6 +177,12 @@ def is_conv1d(module: nn.Module) -> bool:
     """Is this GPT-2's `Conv1D`, a linear layer that stores its weight as in × out?"""
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # if never imported, there is none
     return pytorch_utils is not None and isinstance(module, pytorch_utils.Conv1D)
+
+
+def _weight_loaded(layer: "AdaptedLinear", _: object) -> None:
+    """After `load_state_dict`: what an adapter derived from the base's weight is no longer true of it."""
+    for adapter in layer.adapters.values():
+        adapter.weight_changed(layer._base_weight())
 
 
 class AdaptedLinear(nn.Module):
@@ -198,6 +204,7 @@ class AdaptedLinear(nn.Module):
         self.adapters = nn.ModuleDict()
         self.active: str | None = None
         self.register_parameter("original", None)  # the base's own weight while a merged one stands in for it
+        self.register_load_state_dict_post_hook(_weight_loaded)
 
     @property
     def weight(self) -> Tensor:
@@ -271,12 +278,12 @@ class AdaptedLinear(nn.Module):
         """Let the base compute with the merged weight; its own parameter is kept aside, untouched.
 
         A new parameter is put in its place, so that a weight which another module shares (tied embeddings)
-        is not changed there.
+        is not changed there. Where no adapter is active, there is nothing to add.
 
         Raises:
-            ValueError: if no adapter is active, or if a merged weight would not be finite.
+            ValueError: if the merged weight would not be finite.
         """
-        if self.merged:
+        if self.merged or self.adapter is None:
             return
         merged = self.merged_weight()  # (out, in)
         if not torch.isfinite(merged).all():

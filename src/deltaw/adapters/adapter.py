@@ -1,5 +1,6 @@
 """The contract of a family: a spec says what to build, an adapter says what `down`, `up` and the gain are."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -70,6 +71,9 @@ class Adapter(nn.Module):
             down: as `factors` gave it, and `up` likewise.
         """
         return None
+
+    def weight_changed(self, weight: Tensor) -> None:
+        """Derive anew what was derived from the base's weight `(out, in)`, if anything was: it has been loaded."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,9 @@ class LowRankSpec(Spec):
         return adapters
 
     def resuming(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Spec:
+        if not hasattr(self, "init"):
+            return self
+
         def start(layer: Layer, *_: Any) -> tuple[Tensor, Tensor]:
             known = tensors[layer.name]
             return (known["A0"], known["B0"]) if "A0" in known else (known["A"], torch.zeros_like(known["B"]))
@@ -216,7 +223,7 @@ class LowRankAdapter(Adapter):
 
     def __init__(self, layer: Layer, scale: float):
         super().__init__()
-        self.register_buffer("scale", layer.new(torch.tensor(scale)), persistent=False)  # ()
+        self.register_buffer("scale", layer.new(torch.tensor(scale, dtype=torch.float64)), persistent=False)  # ()
         self.register_buffer("A0", None)
         self.register_buffer("B0", None)
 
@@ -245,6 +252,11 @@ def draw_start(init: str | Callable, layer: Layer, rank: int, scale: float, gene
         if not tensor.is_meta and not torch.isfinite(tensor).all():
             raise ValueError(f"init gave a {name} that is not finite for layer {layer.name!r}")
     return layer.new(a), layer.new(b)
+
+
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Within, small matrices such as `tensor` are multiplied in their own precision, also under autocast."""
+    return contextlib.nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def matching(pattern: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from .adapter import Adapter, Layer, Spec
+from .adapter import Adapter, Layer, Spec, without_autocast
 
 ZERO_ROW = 1e-12  # a row of W with a smaller norm counts as zero: its square would vanish in fp32
+
 
 @dataclass(frozen=True)
 class DoRA(Spec):
@@ -25,8 +26,8 @@ class DoRA(Spec):
         detach_norm: treat the norm as a constant in the backward pass (eq. 11), as the paper trains; False
             gives the exact gradient (eq. 6).
 
-    A row of W that is zero (of norm 1e-12 at most) has no direction to normalize: its gain is 1, so it is adapted by the inner family
-    alone and its m is not used.
+    A row of W that is zero (of norm 1e-12 at most) has no direction to normalize: its gain is 1, so it is adapted
+    by the inner family alone and its m is not used.
 
     Raises:
         TypeError: if `inner` is not a spec. ValueError: if it is a DoRA itself.
@@ -58,9 +59,13 @@ class DoRAAdapter(Adapter):
     def __init__(self, layer: Layer, inner: Adapter, detach_norm: bool):
         super().__init__()
         self.inner, self.detach_norm, self.dropout = inner, detach_norm, inner.dropout
-        norm = torch.linalg.vector_norm(layer.weight.detach(), dim=1, dtype=layer.dtype)  # (out,)
+        norm = row_norms(layer.weight, layer.dtype)
         self.magnitude = nn.Parameter(norm)
         self.register_buffer("weight_norm", norm.clone(), persistent=False)  # ‖W‖: W is frozen, so it never changes
+
+    def weight_changed(self, weight: Tensor) -> None:
+        self.weight_norm.copy_(row_norms(weight, self.weight_norm.dtype))
+        self.inner.weight_changed(weight)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.inner.factors()
@@ -69,6 +74,11 @@ class DoRAAdapter(Adapter):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
             norm = merged_norm(weight, self.weight_norm, down, up)  # (*K, out)
         return torch.where(self.weight_norm > ZERO_ROW, self.magnitude / norm, 1.0)
+
+
+def row_norms(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """‖W‖ of every row, `(out,)`."""
+    return torch.linalg.vector_norm(weight.detach(), dim=1, dtype=dtype)
 
 
 def merged_norm(weight: Tensor, weight_norm: Tensor, down: Tensor, up: Tensor) -> Tensor:
@@ -82,10 +92,12 @@ def merged_norm(weight: Tensor, weight_norm: Tensor, down: Tensor, up: Tensor) -
         down: `(*K, r, in)`, and up: `(*K, out, r)`.
 
     Returns:
-        `(*K, out)`, in weight_norm's dtype and above zero: a row that rounding would take to zero or below
+        `(*K, out)`, in fp32 (float64 for float64) and above zero: a row that rounding would take to zero or below
         (ΔW = −W) is held at a millionth of ‖W‖, a zero row at 1.
     """
-    cross = weight @ down.mT.to(weight.dtype)  # (*K, out, r)
-    change = ((2 * cross + up @ (down @ down.mT)) * up).sum(-1)  # (*K, out)
+    weight_norm, down, up = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (weight_norm, down, up))
+    with without_autocast(down):
+        cross = weight @ down.mT.to(weight.dtype)  # (*K, out, r)
+        change = ((2 * cross + up @ (down @ down.mT)) * up).sum(-1)  # (*K, out)
     floor = torch.where(weight_norm > ZERO_ROW, 1e-6 * weight_norm, 1.0)  # (out,)
     return (weight_norm.square() + change).clamp_min(floor.square()).sqrt()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from .adapter import Adapter, Layer, LowRankAdapter, LowRankSpec, check_init, check_one_of, draw_start
+from .adapter import Adapter, Layer, LowRankAdapter, LowRankSpec, check_init, check_one_of, draw_start, without_autocast
 from .inits import haar, kaiming
 
 
@@ -79,7 +79,9 @@ class MoSLoRAAdapter(LowRankAdapter):
             self.register_buffer("M", mixer)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.since_start(self.A, self.B @ self.M)
+        with without_autocast(self.M):  # in bf16 B M would not be its own start again
+            mixed = self.B @ self.M  # (*K, out, r)
+        return self.since_start(self.A, mixed)
 
 
 def two_subspace(rank: int) -> Tensor:

@@ -103,9 +103,9 @@ class VeRAAdapter(Adapter):
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.projection = projection
-        self.register_buffer("scale", layer.new(torch.tensor(scale)), persistent=False)  # ()
+        self.register_buffer("scale", layer.new(torch.tensor(scale, dtype=torch.float64)), persistent=False)  # ()
         self.b = nn.Parameter(layer.new(torch.zeros(layer.out_features)))
-        self.d = nn.Parameter(layer.new(torch.full((projection.A.shape[-2],), float(d_init))))
+        self.d = nn.Parameter(layer.new(torch.full((projection.A.shape[-2],), float(d_init), dtype=torch.float64)))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         a = self.projection.A[..., : self.in_features]  # (*K, r, in)

@@ -1,0 +1,116 @@
+"""From tidy tables to matplotlib axes: every figure of the book that more than one chapter could use.
+
+Figures are drawn on a light ground, which they keep in the dark theme.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette: told apart by readers who do not tell red from green, and in grey.
+COLOURS = {
+    "full fine-tuning": "#000000",
+    "LoRA": "#0072B2",
+    "MoSLoRA": "#009E73",
+    "LoRA-XS": "#56B4E9",
+    "VeRA": "#D55E00",
+    "DoRA": "#CC79A7",
+    "DVoRA": "#E69F00",
+    "null": "#8c8c8c",
+}
+MARKERS = {"LoRA": "o", "MoSLoRA": "s", "LoRA-XS": "^", "VeRA": "D", "DoRA": "v", "DVoRA": "P", "full fine-tuning": "*"}
+
+
+def use_style() -> None:
+    """Set matplotlib up for the book: light ground, no box, sizes that a phone can show."""
+    import matplotlib as mpl
+
+    mpl.rcParams |= {
+        "figure.facecolor": "white",
+        "axes.facecolor": "white",
+        "savefig.facecolor": "white",
+        "figure.figsize": (6.4, 3.8),
+        "figure.dpi": 110,
+        "figure.constrained_layout.use": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "axes.axisbelow": True,
+        "font.size": 11,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+    }
+
+
+def lines(
+    table: "pandas.DataFrame",
+    x: str,
+    y: str,
+    by: str,
+    ax: "Axes | None" = None,
+    colours: dict[str, str] | None = None,
+    styles: dict[str, str] | None = None,
+    labels: bool = True,
+) -> "Axes":
+    """One line for each value of column `by`, `y` over `x`, in the order of the table.
+
+    Args:
+        table: tidy, one point a row.
+        x, y, by: names of its columns.
+        ax: to draw on; new ones if None.
+        colours, styles: of the lines, by the value of `by`; what is missing is chosen.
+        labels: whether to add a legend.
+
+    Raises:
+        ValueError: if a column is missing.
+    """
+    ax = _axes(ax)
+    _check_columns(table, (x, y, by))
+    for value, rows in table.groupby(by, sort=False):
+        style = (styles or {}).get(value, "-")
+        ax.plot(rows[x], rows[y], style, color=(colours or {}).get(value, COLOURS.get(value)), label=value, markersize=4)
+    ax.set(xlabel=x, ylabel=y)
+    if labels:
+        ax.legend()
+    return ax
+
+
+def intervals(table: "pandas.DataFrame", x: str, y: str, by: str, low: str, high: str, ax: "Axes | None" = None) -> "Axes":
+    """One point with a vertical interval for each row, named at its side by column `by`.
+
+    Args:
+        table: tidy, one point a row; columns `low` and `high` are the ends of the interval.
+        x, y, by, low, high: names of its columns.
+        ax: to draw on; new ones if None.
+
+    Raises:
+        ValueError: if a column is missing.
+    """
+    ax = _axes(ax)
+    _check_columns(table, (x, y, by, low, high))
+    for _, row in table.iterrows():
+        name = row[by]
+        ends = [[row[y] - row[low]], [row[high] - row[y]]]
+        ax.errorbar(row[x], row[y], yerr=ends, fmt=MARKERS.get(name, "o"), color=COLOURS.get(name, "#444444"),
+                    capsize=3, markersize=7, label=name)  # fmt: skip
+    ax.set(xlabel=x, ylabel=y)
+    ax.legend()
+    return ax
+
+
+def _axes(ax: "Axes | None") -> "Axes":
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots()
+    return ax
+
+
+def _check_columns(table: "pandas.DataFrame", names: Iterable[str]) -> None:
+    missing = [name for name in names if name not in table.columns]
+    if missing:
+        raise ValueError(f"the table has no column {missing}; it has {list(table.columns)}")

@@ -1,0 +1,9 @@
+"""What is learnt: one file a task."""
+
+from .digits import digits as digits
+from .docstrings import docstrings as docstrings
+from .minilm import minilm as minilm
+from .minilm import tokenize as tokenize
+from .task import ClassificationTask as ClassificationTask
+from .task import Task as Task
+from .text import text as text
