@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -179,6 +180,18 @@ def test_stored_projections_that_no_seed_gives_are_used_and_kept(tmp_path):
     assert torch.equal(dw.load(llama(), tmp_path / "b").eval()(TOKENS).logits, loaded(TOKENS).logits)
 
 
+@pytest.mark.parametrize("spec", [dw.LoRA(np.int64(4), np.float32(8)), dw.MoSLoRA(np.int64(4))], ids=lambda s: type(s).__name__)
+def test_settings_may_be_numpys(spec, tmp_path):
+    dw.save(dw.attach(llama(), spec, targets=["q_proj"]), tmp_path)
+    assert dw.load(llama(), tmp_path)._deltaw.attachments["default"].spec.rank == 4
+
+
+def test_a_compiled_models_file_is_the_plain_ones(tmp_path):
+    model = torch.compile(dw.attach(llama(), dw.LoRA(4), targets=["q_proj"]), backend="eager")
+    dw.save(model, tmp_path)
+    assert list(dw.adapted_layers(dw.load(llama(), tmp_path))) == list(dw.adapted_layers(model))
+
+
 def test_names_that_end_alike_are_told_apart(tmp_path):
     """In nested Sequentials "0" is the end of "1.0", too."""
 
@@ -276,6 +289,10 @@ MALFORMED_OWN = {
     "another missing tensor": (lambda f: edit_tensors(f, lambda t: t.pop(a_tensor(t, "/M"))), "lacks the tensors"),
     "extra tensor": (lambda f: edit_tensors(f, lambda t: t.update(stranger=torch.ones(1))), "unexpected tensor 'stranger'"),
     "misshapen": (lambda f: edit_tensors(f, lambda t: t.update({a_tensor(t, "/A"): torch.ones(4, 31)})), r"shape \(4, 31\)"),
+    "one module twice": (
+        lambda f: edit_config(f, train_also=["lm_head", "model.layers.0.self_attn.q_proj"]),
+        "in targets and in train_also",
+    ),
     "another rank": (
         lambda f: edit_config(f, spec={"family": "MoSLoRA", "rank": 3}),
         r"must be \(3, 32\)",
@@ -323,6 +340,11 @@ def test_a_name_that_is_taken(tmp_path):
     folder = saved(tmp_path)
     model = dw.load(llama(), folder)
     assert_untouched(model, lambda model: dw.load(model, folder), ValueError, "'default' already")
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "keys", None])
+def test_a_name_that_cannot_be_one(name, tmp_path):
+    assert_untouched(llama(), lambda model: dw.load(model, saved(tmp_path), name), ValueError, "an adapter's name must be")
 
 
 def test_saving_nothing_and_saving_nonsense(tmp_path):

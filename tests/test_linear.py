@@ -68,6 +68,22 @@ def test_gradients_that_are_not_asked_for_are_not_computed():
     assert up.grad is not None and down.grad is None and g.grad is None and weight.grad is None
 
 
+def test_a_frozen_gain_and_up_let_gradients_through():
+    x, weight, b, down, up, g = tensors()
+    up.requires_grad_(False), g.requires_grad_(False)
+    grads = torch.autograd.grad(adapted_linear(x, weight, b, down, up, g).sum(), (x, down))
+    expected = torch.autograd.grad(_plain(x, weight, b, down, up, g, None).sum(), (x, down))
+    assert all(torch.allclose(ours, reference) for ours, reference in zip(grads, expected))
+
+
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("slots", [(), (2,)])
+def test_no_tokens_have_gradients_of_zero(slots, gain):
+    x, weight, b, down, up, g = tensors(slots=slots, gain=gain)
+    adapted_linear(x[:0], weight, b, down, up, g).sum().backward()
+    assert all(not t.grad.any() for t in (down, up, g) if t is not None)
+
+
 def test_a_trained_base_gets_its_gradient():
     x, weight, b, down, up, g = tensors()
     weight.requires_grad_(True), b.requires_grad_(True)

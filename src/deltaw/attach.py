@@ -573,7 +573,7 @@ def _wrapper(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     if isinstance(module, kind):
         return module
     wrapper = kind(module)
-    wrapper.training = module.training
+    wrapper.training = wrapper.adapters.training = module.training
     return wrapper
 
 

@@ -9,6 +9,7 @@ DoRA alone. All token-sized work happens in this file. The factors are small, so
 (`adapters/`) is left to autograd.
 """
 
+import contextlib
 import math
 import sys
 
@@ -173,6 +174,14 @@ def _sum_of_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return sum((p.to(dtype) * q).sum(-2) for p, q in zip(a.split(stretch, -2), b.split(stretch, -2)))
 
 
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Within, small matrices (where `tensor` is) are multiplied in their own precision, also under autocast."""
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
 def is_conv1d(module: nn.Module) -> bool:
     """Is this GPT-2's `Conv1D`, a linear layer that stores its weight as in × out?"""
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # if never imported, there is none
@@ -256,7 +265,8 @@ class AdaptedLinear(nn.Module):
         weight = self._base_weight()
         down, up = self.adapter.factors()
         gain = self.adapter.gain(weight, down, up)
-        delta = up @ down  # (*K, out, in)
+        with without_autocast(up):
+            delta = up @ down  # (*K, out, in)
         if gain is not None:
             gain = gain[..., None]  # (*K, out, 1)
             delta = (gain - 1) * weight + gain * delta

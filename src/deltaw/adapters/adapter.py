@@ -1,6 +1,5 @@
 """The contract of a family: a spec says what to build, an adapter says what `down`, `up` and the gain are."""
 
-import contextlib
 import dataclasses
 import math
 import re
@@ -250,13 +249,8 @@ def draw_start(init: str | Callable, layer: Layer, rank: int, scale: float, gene
         if tensor.shape != shape:
             raise ValueError(f"init gave {name} of shape {tuple(tensor.shape)} for layer {layer.name!r}; it must be {shape}")
         if not tensor.is_meta and not torch.isfinite(tensor).all():
-            raise ValueError(f"init gave a {name} that is not finite for layer {layer.name!r}")
+            raise ValueError(f"init gave {name} numbers that are not finite for layer {layer.name!r}")
     return layer.new(a), layer.new(b)
-
-
-def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Within, small matrices such as `tensor` are multiplied in their own precision, also under autocast."""
-    return contextlib.nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def matching(pattern: Mapping[str, Any], name: str, default: Any) -> Any:

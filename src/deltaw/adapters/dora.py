@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from .adapter import Adapter, Layer, Spec, without_autocast
+from ..linear import without_autocast
+from .adapter import Adapter, Layer, Spec
 
 ZERO_ROW = 1e-12  # a row of W with a smaller norm counts as zero: its square would vanish in fp32
 
@@ -71,6 +72,8 @@ class DoRAAdapter(Adapter):
         return self.inner.factors()
 
     def gain(self, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        if weight.requires_grad:
+            raise ValueError("DoRA computes ‖W‖ once, so W has to stay frozen; this layer's weight requires a gradient")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach_norm):
             norm = merged_norm(weight, self.weight_norm, down, up)  # (*K, out)
         return torch.where(self.weight_norm > ZERO_ROW, self.magnitude / norm, 1.0)

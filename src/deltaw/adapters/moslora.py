@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from .adapter import Adapter, Layer, LowRankAdapter, LowRankSpec, check_init, check_one_of, draw_start, without_autocast
+from ..linear import without_autocast
+from .adapter import Adapter, Layer, LowRankAdapter, LowRankSpec, check_init, check_one_of, draw_start
 from .inits import haar, kaiming
 
 

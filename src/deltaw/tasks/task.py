@@ -1,5 +1,6 @@
 """What is learnt: the contract of a task, and the classification tasks that fit in memory."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -57,6 +58,22 @@ class ClassificationTask(Task):
             if labels.min() < 0 or labels.max() >= num_labels:
                 raise ValueError(f"labels must be in 0 … {num_labels - 1}, not {labels.min()} … {labels.max()}")
         self.train, self.held_out, self.num_labels = train, held_out, num_labels
+
+    def for_tuning(self, share: float = 0.2, seed: int = 0) -> "ClassificationTask":
+        """The same task with the training examples alone, split once more: the validation examples have no part
+        in what is chosen on it.
+
+        Args:
+            share: of the training examples, held out; in (0, 1).
+            seed: of the split.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"share must be in (0, 1), not {share!r}")
+        order = torch.randperm(len(self.train["labels"]), generator=torch.Generator().manual_seed(seed))
+        held_out, train = order.tensor_split([max(1, round(share * len(order)))])
+        task = copy.copy(self)
+        task.train, task.held_out = ({name: tensor[rows] for name, tensor in self.train.items()} for rows in (train, held_out))
+        return task
 
     def batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
         """One shuffled epoch after another, cut into batches: every batch is full, one may span two epochs.
