@@ -17,7 +17,6 @@ import warnings
 
 import peft
 import torch
-
 from transformers import BertConfig, BertModel
 
 import deltaw as dw

@@ -3,13 +3,12 @@
 import inspect
 import sys
 
-import pytest
-from contract import CHECKS
-
 # --- the family: LoRA with a trained diagonal mixer, down = A, up = s·B·diag(c) ---------------------------
 from dataclasses import dataclass
 
+import pytest
 import torch
+from contract import CHECKS
 from torch import nn
 
 from deltaw.adapters import LowRankAdapter, LowRankSpec

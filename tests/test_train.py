@@ -544,3 +544,20 @@ def test_what_a_notebook_shows_is_short_and_the_same_each_time(history):
     assert repr(history) == repr(again) and len(repr(history)) < 120
     html = history._repr_html_()
     assert html == again._repr_html_() and "<svg" in html and "accuracy" in html and len(html) < 2500
+
+
+def test_an_adapter_that_no_gradient_reaches_is_reported():
+    class ReadsTheWeight(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.called, self.read = nn.Linear(64, 10), nn.Linear(64, 10)
+
+        def forward(self, pixels):
+            return self.called(pixels) + pixels @ self.read.weight.T
+
+    from deltaw.tasks import digits
+
+    task = digits()
+    model = dw.attach(ReadsTheWeight(), dw.LoRA(2))
+    with pytest.warns(UserWarning, match="no gradient reached .'read.adapters.default.A'"):
+        fit(model, task, Recipe(steps=1), progress=False)

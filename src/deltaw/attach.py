@@ -13,50 +13,11 @@ from torch import nn
 
 from .adapters.adapter import Adapter, Layer, Spec, shortened
 from .linear import AdaptedLinear, is_conv1d
+from .targets import check_also, check_apart, check_target, find_also, find_targets, weight_readers
+from .wrappers import TrainedCopy, named_wrappers, replace, uncompiled, wrappers
 
 if TYPE_CHECKING:
     import pandas
-
-
-class TrainedCopy(nn.Module):
-    """A module that is trained in full beside the adapters, such as a new head: the base and one copy an adapter.
-
-    Attributes that are not its own are those of the copy in use.
-    """
-
-    def __init__(self, base: nn.Module):
-        super().__init__()
-        self.base = base
-        self.adapters = nn.ModuleDict()
-        self.active: str | None = None
-
-    @property
-    def current(self) -> nn.Module:
-        return self.base if self.active is None else self.adapters[self.active]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.current(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in ("base", "adapters", "active", "current"):  # not made yet: copy and pickle ask early
-                raise
-            return getattr(self.current, name)
-
-    def use(self, name: str | None) -> None:
-        """As `AdaptedLinear.use`."""
-        self.active = name if name in self.adapters else None
-        for other, module in self.adapters.items():
-            module.requires_grad_(other == self.active)
-
-    def merge(self) -> None:
-        """Nothing to add up: the copy is in the base's place already."""
-        self.adapters.requires_grad_(False)
-
-    def unmerge(self) -> None:
-        self.use(self.active)
 
 
 @dataclass(frozen=True)
@@ -114,8 +75,8 @@ def attach(
         raise TypeError(f"attach needs a spec, such as {spec.__name__}(...), not the class {spec.__name__} itself")
     if not isinstance(spec, Spec):
         raise TypeError(f"attach needs a spec, such as LoRA(rank=8), not {spec!r}")
-    also = _find_also(model, train_also)
-    return attach_to(model, spec, _find_targets(model, targets, also), also, name, seed, reset_also)
+    also = find_also(model, train_also)
+    return attach_to(model, spec, find_targets(model, targets, also), also, name, seed, reset_also)
 
 
 def attach_to(
@@ -128,7 +89,7 @@ def attach_to(
     reset_also: bool = False,
 ) -> nn.Module:
     """`attach` once the modules are found: by their names, the layers to adapt and the modules to train in full."""
-    root = _uncompiled(model)
+    root = uncompiled(model)
     state = getattr(root, "_deltaw", None) or State()
     _check_name(name, state, {key for wrapper in wrappers(root) for key in wrapper.adapters})
     if state.merged:
@@ -136,12 +97,12 @@ def attach_to(
     if not isinstance(seed, Integral):
         raise ValueError(f"seed must be a whole number, not {seed!r}")
     seed = int(seed)
-    _check_apart(layers, also)
-    readers = _weight_readers(root)
+    check_apart(layers, also)
+    readers = weight_readers(root)
     for layer, module in layers.items():
-        _check_target(layer, module, readers.get(module))
+        check_target(layer, module, readers.get(module))
     for key, module in also.items():
-        _check_also(key, module)
+        check_also(key, module)
     described = {layer: Layer(layer, _weight(module)) for layer, module in layers.items()}
     adapters = spec.build(described, torch.Generator().manual_seed(seed))
     _check_built(spec, adapters, described)
@@ -153,7 +114,7 @@ def attach_to(
     root.requires_grad_(False)
     wrapped = {module: _wrapper(module, AdaptedLinear) for module in layers.values()}
     wrapped |= {module: _wrapper(module, TrainedCopy) for module in also.values()}
-    _replace(root, wrapped)
+    replace(root, wrapped)
     for layer, module in layers.items():
         wrapped[module].adapters[name] = adapters[layer].to(module.weight.device).train(root.training)
     for key, module in also.items():
@@ -223,7 +184,7 @@ def merge(model: nn.Module, permanently: bool = False) -> nn.Module:
             raise ValueError("the adapters are disabled here; merge outside of the block")
         done = []
         try:
-            for layer, wrapper in _named_wrappers(model):
+            for layer, wrapper in named_wrappers(model):
                 wrapper.merge()
                 done.append(wrapper)
         except BaseException as error:  # also where the memory runs out
@@ -274,7 +235,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     for wrapper in wrappers(model):
         if name in wrapper.adapters:
             del wrapper.adapters[name]
-    _replace(model, {wrapper: wrapper.base for wrapper in wrappers(model) if not wrapper.adapters})
+    replace(model, {wrapper: wrapper.base for wrapper in wrappers(model) if not wrapper.adapters})
     if state.active == name:
         use(model, list(state.attachments)[-1])
     return model
@@ -310,7 +271,7 @@ def count(model: nn.Module) -> "pandas.DataFrame":
         return trainable, fixed, frozen
 
     rows = {}
-    for name, wrapper in _named_wrappers(model):
+    for name, wrapper in named_wrappers(model):
         active = wrapper.adapters[wrapper.active] if wrapper.active is not None else None
         trainable, fixed, _ = sizes(active)
         rows[name] = (trainable, fixed, sizes(wrapper.base)[2])
@@ -335,17 +296,12 @@ def attached(model: nn.Module) -> State:
     return state
 
 
-def wrappers(model: nn.Module) -> Iterator[AdaptedLinear | TrainedCopy]:
-    """The modules that hold adapters."""
-    return (module for _, module in _named_wrappers(model))
-
-
 def adapted_layers(model: nn.Module, name: str | None = None) -> dict[str, AdaptedLinear]:
     """The `AdaptedLinear`s that hold adapter `name` (default: the active one), by their names in the model."""
     name = attached(model).active if name is None else name
     return {
         key: module
-        for key, module in _named_wrappers(model)
+        for key, module in named_wrappers(model)
         if isinstance(module, AdaptedLinear) and name in module.adapters
     }
 
@@ -355,110 +311,14 @@ def trained_copies(model: nn.Module, name: str | None = None) -> dict[str, nn.Mo
     name = attached(model).active if name is None else name
     return {
         key: module.adapters[name]
-        for key, module in _named_wrappers(model)
+        for key, module in named_wrappers(model)
         if isinstance(module, TrainedCopy) and name in module.adapters
     }
-
-
-def _named_wrappers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear | TrainedCopy]]:
-    return ((key, module) for key, module in base_modules(model) if isinstance(module, AdaptedLinear | TrainedCopy))
-
-
-def base_modules(model: nn.Module, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
-    """`named_modules` as it is without adapters: what is inside a wrapper is left out. A shared module comes once."""
-    seen = set() if seen is None else seen
-    model = _uncompiled(model)  # so that a compiled model's names are the plain one's
-    if id(model) in seen:
-        return
-    seen.add(id(model))
-    yield prefix, model
-    if isinstance(model, AdaptedLinear | TrainedCopy):
-        return
-    for key, child in model.named_children():
-        yield from base_modules(child, f"{prefix}.{key}" if prefix else key, seen)
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    """The module inside, if `torch.compile` made this one."""
-    return model._modules.get("_orig_mod", model)
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
     """`(out, in)` of a linear layer, adapted already or not."""
     return module.weight.mT if is_conv1d(module) else module.weight
-
-
-def _matches(pattern: str, name: str) -> bool:
-    if name == pattern or name.endswith("." + pattern):
-        return True
-    try:
-        return re.fullmatch(pattern, name) is not None
-    except re.error:
-        return False
-
-
-def _patterns(what: str, value: str | Iterable[str]) -> list[str]:
-    patterns = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [None]
-    if not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise ValueError(f"{what} must be names of modules, not {value!r}")
-    return patterns
-
-
-def _find_also(model: nn.Module, train_also: str | Iterable[str]) -> dict[str, nn.Module]:
-    """The modules of `train_also` by name, outermost ones: the base's own or the wrapper that is there already."""
-    modules = {key: module for key, module in base_modules(model) if key}
-    found = {}
-    for pattern in _patterns("train_also", train_also):
-        matched = {key: module for key, module in modules.items() if _matches(pattern, key)}
-        if not matched:
-            children = [key for key, _ in model.named_children()]
-            raise ValueError(f"train_also names {pattern!r}, which matches no module; the model has {shortened(children)}")
-        found |= matched
-    inside = {inner for module in found.values() for inner in module.modules() if inner is not module}
-    return {key: module for key, module in found.items() if module not in inside}
-
-
-def _find_targets(
-    model: nn.Module, targets: str | Iterable[str], also: dict[str, nn.Module]
-) -> dict[str, nn.Module]:
-    """The layers to adapt by name, each one that can be."""
-    modules = dict(base_modules(model))
-    linear = {key: module for key, module in modules.items() if _is_linear(module)}
-    trained = {id(inner) for module in also.values() for inner in module.modules()}
-    if isinstance(targets, str) and targets == "all-linear":
-        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        tied = {id(module.weight) for module in modules.values() if isinstance(module, nn.Embedding)}
-        found = {
-            key: module
-            for key, module in linear.items()
-            if module is not output and id(_own_weight(module)) not in tied and id(module) not in trained
-        }
-        if not found:
-            raise ValueError(f"targets='all-linear' finds no nn.Linear or Conv1D to adapt in this {type(model).__name__}")
-    else:
-        found = {}
-        patterns = _patterns("targets", targets)
-        for pattern in patterns:
-            matched = {key: module for key, module in modules.items() if key and _matches(pattern, key)}
-            if not matched:
-                last = sorted({key.rpartition(".")[2] for key in linear})
-                raise ValueError(f"targets has {pattern!r}, which matches no module; linear layers here are called {shortened(last, 20)}")
-            for key, module in matched.items():
-                if key not in linear:
-                    raise ValueError(f"targets has {pattern!r}, which matches {key!r}, a {type(module).__name__}; "
-                                     "adapters go on nn.Linear and Conv1D")
-            found |= matched
-        if not found:
-            raise ValueError("targets is empty; name layers, or say 'all-linear'")
-    return found
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | AdaptedLinear) or is_conv1d(module)
-
-
-def _own_weight(module: nn.Module) -> nn.Parameter:
-    return module.base.weight if isinstance(module, AdaptedLinear) else module.weight
 
 
 def _check_name(name: Any, state: State, held: set[str]) -> None:
@@ -470,66 +330,6 @@ def _check_name(name: Any, state: State, held: set[str]) -> None:
     if held - state.attachments.keys():
         raise ValueError(f"layers here hold the adapters {shortened(sorted(held))}, attached to a part of this model, or to a "
                          "model it is a part of; attach to that module, or detach them there")
-
-
-def _check_apart(layers: dict[str, nn.Module], also: dict[str, nn.Module]) -> None:
-    """Raises if something would be adapted, or trained in full, and be inside what is trained in full as well."""
-    for key, module in also.items():
-        inside = set(module.modules())
-        for other, inner in [*layers.items(), *also.items()]:
-            if inner in inside and other != key:
-                raise ValueError(f"{other!r} is inside {key!r}, which is in train_also and trained in full already")
-            if inner in inside and key in layers:
-                raise ValueError(f"{key!r} is in targets and in train_also; it can be one of them")
-
-
-def _check_also(name: str, module: nn.Module) -> None:
-    """Raises where a copy could not be trained, or would silently do nothing."""
-    if isinstance(module, TrainedCopy):
-        return
-    if any(isinstance(inner, AdaptedLinear) for inner in module.modules()):
-        raise ValueError(f"train_also names {name!r}, which has an adapter; it cannot be trained in full as well")
-    if isinstance(module, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict):
-        raise ValueError(f"train_also names {name!r}, a {type(module).__name__}, which is never called itself; "
-                         "name what is in it")
-    dtypes = {parameter.dtype for parameter in module.parameters()}
-    if not dtypes:
-        raise ValueError(f"train_also names {name!r}, a {type(module).__name__}, which has no parameters to train")
-    if not all(dtype.is_floating_point for dtype in dtypes):
-        raise ValueError(f"train_also names {name!r}, which has parameters of {shortened(dtypes)}; they cannot be trained")
-
-
-def _weight_readers(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules whose owner goes past them to their weight, with the owner's type."""
-    return {
-        child: type(owner).__name__
-        for owner in model.modules()
-        if isinstance(owner, nn.MultiheadAttention | nn.TransformerEncoderLayer) or "_orig_mod" in owner._modules
-        for child in owner.children()
-    }
-
-
-def _check_target(name: str, module: nn.Module, reader: str | None) -> None:
-    """Raises where an adapter could not work, or would silently do nothing."""
-    if not name:
-        raise ValueError(f"the model itself is a {type(module).__name__}; put it into an nn.Sequential to adapt it")
-    if isinstance(module, AdaptedLinear):
-        return
-    if nn.parameter.is_lazy(module.weight):
-        raise ValueError(f"{name!r} is a {type(module).__name__} without a shape yet; call the model once before attaching")
-    own_forward = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-    # accelerate's `_hf_hook` puts a forward on the instance, too; it only moves tensors to the device.
-    own_forward |= "forward" in vars(module) and not hasattr(module, "_hf_hook")
-    if own_forward or "weight" not in module._parameters:  # no parameter: parametrized, pruned, weight-normed
-        raise ValueError(f"{name!r} is a {type(module).__name__}, which computes its output in a way of its own; "
-                         "adapters go on plain nn.Linear and Conv1D")
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
-        raise ValueError(f"{name!r} has hooks, which an adapter would bypass; attach first, then hook the layer that is there")
-    if not module.weight.is_floating_point() or module.weight.itemsize < 2:
-        raise ValueError(f"{name!r} has a weight of {module.weight.dtype}; adapters go on float64, float32, bfloat16 and float16")
-    if reader is not None:
-        raise ValueError(f"{name!r} belongs to an {reader}, which reads the weight itself instead of calling the layer: "
-                         "an adapter on it would silently do nothing. Name other targets")
 
 
 def _check_built(spec: Spec, adapters: Any, layers: dict[str, Layer]) -> None:
@@ -577,18 +377,10 @@ def _wrapper(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     return wrapper
 
 
-def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
-    """Put the new modules wherever the old ones, the keys, stand: one that has two places is replaced in both."""
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child in new:
-                parent._modules[key] = new[child]
-
-
 def _unwrap(model: nn.Module, state: State, keep_merged: bool) -> None:
     """Plain modules again: the base's, or the merged ones."""
-    model = _uncompiled(model)
-    _replace(model, {
+    model = uncompiled(model)
+    replace(model, {
         wrapper: wrapper.current if keep_merged and isinstance(wrapper, TrainedCopy) else wrapper.base
         for wrapper in wrappers(model)
     })

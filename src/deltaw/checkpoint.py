@@ -19,9 +19,10 @@ from . import peft_layout
 from .adapters import LoRA, Spec, VeRA
 from .adapters.adapter import Layer, shortened
 from .adapters.lora import LoRAAdapter
-from .attach import adapted_layers, attach_to, attached, base_modules, detach, trained_copies, use
+from .attach import adapted_layers, attach_to, attached, detach, trained_copies, use
 from .linear import is_conv1d
 from .peft_layout import Snapshot, most_common_rank
+from .wrappers import base_modules
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 OWN_FILES = ("deltaw_config.json", "deltaw_model.safetensors")

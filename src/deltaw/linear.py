@@ -47,7 +47,7 @@ def adapted_linear(
         ValueError: if the first axis of x does not split into K adapters.
     """
     dtype = x.dtype
-    if dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+    if dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if dropout:
@@ -245,10 +245,14 @@ class AdaptedLinear(nn.Module):
         adapter = self.adapter
         if adapter is None or self.merged:
             return self.base(x)
-        weight = self.weight
-        down, up = adapter.factors()
-        gain = adapter.gain(weight, down, up)
-        return adapted_linear(x, weight, self.bias, down, up, gain, adapter.dropout if self.training else 0.0)
+        dropout = adapter.dropout if self.training else 0.0
+        return adapted_linear(x, self.weight, self.bias, *self._factors(self.weight), dropout)
+
+    def _factors(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`down`, `up` and the gain of the active adapter, made in its own precision also under autocast."""
+        with without_autocast(weight):
+            down, up = self.adapter.factors()
+            return down, up, self.adapter.gain(weight, down, up)
 
     @torch.no_grad()
     def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -263,8 +267,7 @@ class AdaptedLinear(nn.Module):
         if self.adapter is None:
             raise ValueError("no adapter is active on this layer, so there is no ΔW")
         weight = self._base_weight()
-        down, up = self.adapter.factors()
-        gain = self.adapter.gain(weight, down, up)
+        down, up, gain = self._factors(weight)
         with without_autocast(up):
             delta = up @ down  # (*K, out, in)
         if gain is not None:

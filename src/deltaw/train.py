@@ -1,6 +1,7 @@
 """Train what is trainable in a model: `Recipe` says how, `fit` does it, `History` is what happened."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -255,6 +256,8 @@ def fit(model: nn.Module, task, recipe: Recipe = Recipe(), *, evaluate_every: in
                     loss = task.losses(prepared, part).mean()
                     accelerator.backward(loss)  # divides by recipe.accumulation
                     losses[step] += loss.detach() / recipe.accumulation
+            if step == 0:
+                _warn_of_the_unreached(model)
             norms.append(_clip(trainable, accelerator, recipe.clip_norm))
             optimizer.step()
             optimizer.zero_grad()
@@ -427,6 +430,15 @@ def _clip(parameters: list[nn.Parameter], accelerator, clip_norm: float | None) 
         return accelerator.clip_grad_norm_(parameters, clip_norm)
     accelerator.unscale_gradients()  # of fp16
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _warn_of_the_unreached(model: nn.Module) -> None:
+    """Some modules read a layer's weight instead of calling it, and then its adapter does nothing."""
+    unreached = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if unreached:
+        warnings.warn(f"no gradient reached {unreached[:4]}{' and others' if len(unreached) > 4 else ''} in the first step: "
+                      "the loss does not depend on them there. Is the layer called at all, or only its weight read?",
+                      stacklevel=3)
 
 
 def _check_finite(losses: list[torch.Tensor], rates: list[float], accelerator) -> None:

@@ -59,7 +59,7 @@ class Adapter(nn.Module):
     dropout: float = 0.0
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """`down` of `(*K, r, in)` and `up` of `(*K, out, r)`, the scale in `up`; ΔW = up · down."""
+        """`down` of `(*K, r, in)` and `up` of `(*K, out, r)`, the scale in `up`; ΔW = up · down. Autocast is off here."""
         raise NotImplementedError
 
     def gain(self, weight: Tensor, down: Tensor, up: Tensor) -> Tensor | None:
@@ -158,8 +158,8 @@ class LowRankSpec(Spec):
     _: dataclasses.KW_ONLY
     scaling: str = "standard"
     dropout: float = 0.0
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_rank("rank", self.rank)

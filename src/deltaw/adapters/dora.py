@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from ..linear import without_autocast
 from .adapter import Adapter, Layer, Spec
 
 ZERO_ROW = 1e-12  # a row of W with a smaller norm counts as zero: its square would vanish in fp32
@@ -99,8 +98,7 @@ def merged_norm(weight: Tensor, weight_norm: Tensor, down: Tensor, up: Tensor) -
         (ΔW = −W) is held at a millionth of ‖W‖, a zero row at 1.
     """
     weight_norm, down, up = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (weight_norm, down, up))
-    with without_autocast(down):
-        cross = weight @ down.mT.to(weight.dtype)  # (*K, out, r)
-        change = ((2 * cross + up @ (down @ down.mT)) * up).sum(-1)  # (*K, out)
+    cross = weight @ down.mT.to(weight.dtype)  # (*K, out, r)
+    change = ((2 * cross + up @ (down @ down.mT)) * up).sum(-1)  # (*K, out)
     floor = torch.where(weight_norm > ZERO_ROW, 1e-6 * weight_norm, 1.0)  # (out,)
     return (weight_norm.square() + change).clamp_min(floor.square()).sqrt()

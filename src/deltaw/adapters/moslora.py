@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from ..linear import without_autocast
 from .adapter import Adapter, Layer, LowRankAdapter, LowRankSpec, check_init, check_one_of, draw_start
 from .inits import haar, kaiming
 
@@ -80,9 +79,7 @@ class MoSLoRAAdapter(LowRankAdapter):
             self.register_buffer("M", mixer)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        with without_autocast(self.M):  # in bf16 B M would not be its own start again
-            mixed = self.B @ self.M  # (*K, out, r)
-        return self.since_start(self.A, mixed)
+        return self.since_start(self.A, self.B @ self.M)
 
 
 def two_subspace(rank: int) -> Tensor:
