@@ -18,10 +18,11 @@ COLOURS = {
     "LoRA-XS": "#56B4E9",
     "VeRA": "#D55E00",
     "DoRA": "#CC79A7",
+    "DoRA, exact gradient": "#8f4f76",
     "DVoRA": "#E69F00",
     "null": "#8c8c8c",
 }
-MARKERS = {"LoRA": "o", "MoSLoRA": "s", "LoRA-XS": "^", "VeRA": "D", "DoRA": "v", "DVoRA": "P", "full fine-tuning": "*"}
+MARKERS = {"LoRA": "o", "MoSLoRA": "s", "LoRA-XS": "^", "VeRA": "D", "DoRA": "v", "DoRA, exact gradient": "<", "DVoRA": "P", "full fine-tuning": "*"}
 
 
 def use_style() -> None:
