@@ -56,15 +56,21 @@ def test_bf16_factor_gradients_are_not_rounded_to_bf16(slots, gain):
 def test_inductor_compiles_it_whole(spec):
     torch.manual_seed(0)
     model = dw.attach(torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Linear(128, 32)).cuda(), spec)
-    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        for parameter in trained(model).values():
+            parameter += 0.1 * torch.randn_like(parameter)
     x = torch.randn(32, 64, device="cuda")
-    with torch.autocast("cuda", torch.bfloat16):
-        y = compiled(x)
-    y.float().square().sum().backward()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in trained(model).values())
-    if not spec.to_dict({}).get("dropout"):
+    results = []
+    for run in (torch.compile(model, fullgraph=True), model):
         with torch.autocast("cuda", torch.bfloat16):
-            torch.testing.assert_close(y, model(x), rtol=2e-2, atol=2e-2)
+            y = run(x)
+        results.append([y, *torch.autograd.grad(y.float().square().sum(), list(trained(model).values()))])
+    for compiled, eager in zip(*results):
+        assert eager.abs().max() > 0
+        if not spec.to_dict({}).get("dropout"):
+            assert relative(compiled.double(), eager.double()) < 2e-2
+        else:
+            assert 0.5 < compiled.norm() / eager.norm() < 2
 
 
 def test_merging_and_files_on_the_gpu(tmp_path):

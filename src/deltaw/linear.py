@@ -115,7 +115,8 @@ class _AdaptedLinear(torch.autograd.Function):
             h if up_grad or gain_grad else None,
             z if gain_grad else None,
         )
-        return y
+        # PyTorch 2.11 compiles an output that was written to in place without its gradient.
+        return y.view_as(y) if torch.compiler.is_compiling() else y
 
     @staticmethod
     @once_differentiable
