@@ -57,6 +57,6 @@ class LoRAXSAdapter(LowRankAdapter):
 
 
 def svd(layer: Layer, rank: int, scale: float, generator: Generator) -> tuple[Tensor, Tensor]:
-    """A = Vᵣᵀ, B = UᵣΣᵣ: the frame of W's largest singular directions (section 3.1)."""
+    """A = Vᵣᵀ, B = UᵣΣᵣ: the frame of W's largest singular directions (the authors' code puts Σ on the other side)."""
     u, sigma, vt = top_svd("LoRAXS", layer, rank)
     return vt, u * sigma  # (rank, in), (out, rank)
