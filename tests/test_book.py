@@ -162,6 +162,12 @@ def test_check_site_sees_what_a_page_fetches(html, fetched):
     assert load_check_site().fetched_by_page(html) == fetched
 
 
+def test_check_site_sees_a_directive_that_was_not_read():
+    page = load_check_site().read("<p>```{prf:theorem} Eckart and Young</p><p>a ``` fence, {cite} and :::</p>")
+    assert page.unread == ["```{prf:theorem} Eckart and Young"]
+
+
+
 def test_built_pages_fetch_nothing_from_outside():
     site = ROOT / "_build" / "html"
     if not site.exists():
