@@ -543,7 +543,9 @@ def test_moving_to_another_dtype(spec):
     expected = model(X)
     for dtype, tolerance in ((torch.float64, 1e-5), (torch.bfloat16, 0.2)):
         moved = copy.deepcopy(model).to(dtype)
-        assert all(t.dtype == dtype for t in [*moved.parameters(), *moved.buffers()])
+        inside = {id(t) for m in moved.modules() if isinstance(m, dw.Adapter) for t in [*m.parameters(), *m.buffers()]}
+        for tensor in [*moved.parameters(), *moved.buffers()]:  # an adapter's stay in fp32 at least
+            assert tensor.dtype == (torch.promote_types(dtype, torch.float32) if id(tensor) in inside else dtype)
         y = moved(X.to(dtype))
         assert y.dtype == dtype and (y - expected).abs().max() < tolerance
         y.sum().backward()
@@ -811,3 +813,29 @@ def misshapen(adapters):
 )  # fmt: skip
 def test_families_that_break_the_contract(change, match, error):
     refused(net(), lambda model: dw.attach(model, Broken(change)), match, error)
+
+
+def test_casting_the_model_leaves_the_adapters_in_fp32():
+    for cast in (lambda model: model.half(), lambda model: model.to(torch.bfloat16), lambda model: model.bfloat16()):
+        model = cast(dw.attach(nn.Sequential(nn.Linear(8, 8)), dw.DoRA(dw.VeRA(4))))
+        adapter = model[0].adapter
+        assert model[0].weight.itemsize == 2
+        assert {t.dtype for t in [*adapter.parameters(), *adapter.buffers()]} == {torch.float32}
+        assert {t.dtype for t in model.double()[0].adapter.parameters()} == {torch.float64}
+
+
+def test_an_adapter_chosen_within_disabled_is_the_one_afterwards():
+    model = nn.Sequential(nn.Linear(8, 8))
+    for name in ("one", "two"):
+        dw.attach(model, dw.LoRA(2), name=name)
+    with dw.disabled(model):
+        dw.use(model, "one")
+    assert model[0].active == "one"
+    assert all(p.requires_grad for p in model[0].adapters["one"].parameters())
+    assert not any(p.requires_grad for p in model[0].adapters["two"].parameters())
+
+
+def test_counting_a_merged_model_counts_its_weights_once():
+    model = dw.attach(nn.Sequential(nn.Linear(8, 8)), dw.LoRA(2))
+    frozen = dw.count(model).frozen
+    assert (dw.count(dw.merge(model)).frozen == frozen).loc[["0", "(everything else)"]].tolist() == [True, True]

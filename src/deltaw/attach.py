@@ -53,7 +53,9 @@ def attach(
 
     Args:
         model: any module with `nn.Linear` or GPT-2 `Conv1D` layers inside. It is changed in place: a target
-            becomes an `AdaptedLinear` around it, so the model's `state_dict` gains one level, `….base.…`.
+            becomes an `AdaptedLinear` around it, so the model's `state_dict` gains one level, `….base.…` (write
+            files with `save`, or merge permanently before transformers' `save_pretrained`). On the meta device
+            adapters can be counted, but not be filled later: attach to a model that has its weights.
         spec: what to build, for example `LoRA(rank=8)`.
         targets: "all-linear" (every linear layer but the output embedding and what is in `train_also`), or
             names: each matches a layer that is called so, from a dot on ("query", "layer.0.attention.query"),
@@ -150,7 +152,7 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         ValueError: if no adapter is attached.
     """
     state = attached(model)
-    merged, all_wrappers = state.merged, list(wrappers(model))
+    name, merged, all_wrappers = state.active, state.merged, list(wrappers(model))
     before = [wrapper.active for wrapper in all_wrappers]
     if merged:
         unmerge(model)
@@ -161,7 +163,9 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for wrapper, active in zip(all_wrappers, before):
             wrapper.active = active
-        if merged:
+        if state.active != name:  # another one was chosen within the block
+            use(model, state.active)
+        elif merged:
             merge(model)
 
 
@@ -272,6 +276,7 @@ def count(model: nn.Module) -> "pandas.DataFrame":
 
     rows = {}
     for name, wrapper in named_wrappers(model):
+        seen.add(id(getattr(wrapper, "original", None)))  # kept aside while the merged weight stands in for it
         active = wrapper.adapters[wrapper.active] if wrapper.active is not None else None
         trainable, fixed, _ = sizes(active)
         rows[name] = (trainable, fixed, sizes(wrapper.base)[2])

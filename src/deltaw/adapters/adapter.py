@@ -74,6 +74,16 @@ class Adapter(nn.Module):
     def weight_changed(self, weight: Tensor) -> None:
         """Derive anew what was derived from the base's weight `(out, in)`, if anything was: it has been loaded."""
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Adapter":
+        """`model.half()` and the like change the base's dtype; what an adapter holds stays fp32 or better."""
+
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = moved.is_floating_point() and moved.itemsize < min(tensor.itemsize, 4)
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(keep_precision, recurse)
+
 
 @dataclass(frozen=True)
 class Spec:
