@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
-CHAPTERS = ("moslora_appendix",)
+CHAPTERS = ("moslora_appendix", "moslora_symmetry")
 SCOPES = ("proved", "measured at this scale")
 
 
