@@ -371,3 +371,12 @@ def test_a_folder_with_the_other_layout_is_not_mixed(tmp_path):
 def test_convert_refuses_other_families():
     with pytest.raises(ValueError, match="can be converted to LoRA"):
         dw.convert(dw.attach(llama(), dw.LoRA(2)), dw.VeRA)
+
+
+def test_converting_under_autocast_is_exact():
+    model = dw.attach(llama(), dw.MoSLoRA(4), targets=["q_proj"]).eval()
+    shake(model)
+    before = model(TOKENS).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        dw.convert(model, dw.LoRA)
+    assert (model(TOKENS).logits - before).abs().max() <= 1e-5

@@ -134,8 +134,7 @@ def use(model: nn.Module, name: str) -> nn.Module:
         ValueError: if there is no adapter of that name, or the model is merged.
     """
     state = attached(model)
-    if name not in state.attachments:
-        raise ValueError(f"there is no adapter {name!r}; there are {shortened(state.attachments)}")
+    known(state, name)
     if state.merged:
         raise ValueError(f"the model is merged with {state.active!r}; unmerge it before using another adapter")
     state.active = name
@@ -227,9 +226,9 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         ValueError: if no adapter is attached, or none of that name.
     """
     state = attached(model)
-    if name is not None and name not in state.attachments:
-        raise ValueError(f"there is no adapter {name!r}; there are {shortened(state.attachments)}")
-    if name in (None, *state.attachments) and (name is None or len(state.attachments) == 1):
+    if name is not None:
+        known(state, name)
+    if name is None or len(state.attachments) == 1:
         unmerge(model)
         _unwrap(model, state, keep_merged=False)
         return model
@@ -299,6 +298,17 @@ def attached(model: nn.Module) -> State:
     if state is None:
         raise ValueError(f"no adapter is attached to this {type(model).__name__}; attach(model, LoRA(rank=8)) puts one in")
     return state
+
+
+def known(state: State, name: str) -> str:
+    """`name`, if an adapter is attached under it.
+
+    Raises:
+        ValueError: if none is; the message names those there are.
+    """
+    if name not in state.attachments:
+        raise ValueError(f"there is no adapter {name!r}; there are {shortened(state.attachments)}")
+    return name
 
 
 def adapted_layers(model: nn.Module, name: str | None = None) -> dict[str, AdaptedLinear]:

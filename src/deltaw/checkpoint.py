@@ -19,7 +19,7 @@ from . import peft_layout
 from .adapters import LoRA, Spec, VeRA
 from .adapters.adapter import Layer, shortened
 from .adapters.lora import LoRAAdapter
-from .attach import adapted_layers, attach_to, attached, detach, trained_copies, use
+from .attach import adapted_layers, attach_to, attached, detach, known, trained_copies, use
 from .linear import is_conv1d
 from .peft_layout import Snapshot, most_common_rank
 from .wrappers import base_modules
@@ -74,8 +74,7 @@ def save(
         files, others = OWN_FILES, PEFT_FILES
         config, flat = _encode(snapshot)
     flat = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in flat.items()}
-    bad = [key for key, tensor in flat.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if bad:
+    if bad := _not_finite(flat):
         raise ValueError(f"adapter {name!r} holds numbers that are not finite, in {shortened(bad)}")
     path = Path(path)
     if any((path / other).exists() for other in others):
@@ -140,10 +139,7 @@ def convert(model: nn.Module, to: type[Spec] = LoRA, name: str | None = None) ->
 
 def _known(model: nn.Module, name: str | None) -> str:
     state = attached(model)
-    name = state.active if name is None else name
-    if name not in state.attachments:
-        raise ValueError(f"there is no adapter {name!r}; there are {shortened(state.attachments)}")
-    return name
+    return known(state, state.active if name is None else name)
 
 
 @torch.no_grad()
@@ -152,8 +148,8 @@ def _as_lora(model: nn.Module, name: str) -> tuple[LoRA, dict[str, tuple[Tensor,
     factors = {}
     for layer, module in adapted_layers(model, name).items():
         adapter = module.adapters[name]
-        down, up = adapter.factors()  # (r, in), (out, r)
-        if adapter.gain(module.weight, down, up) is not None:
+        down, up, gain = module.factors(adapter)  # (r, in), (out, r)
+        if gain is not None:
             raise ValueError(f"adapter {name!r} rescales rows of W, which no LoRA does exactly; {_lora_error(model, name)}")
         factors[layer] = (down.clone(), up.clone())
     rank, pattern = most_common_rank({layer: down.shape[0] for layer, (down, _) in factors.items()})
@@ -303,7 +299,10 @@ def _read(path: Path, files: tuple[str, str]) -> tuple[dict[str, Any], dict[str,
         tensors = load_file(tensor_file)
     except SafetensorError as error:
         raise ValueError(f"{tensor_file} is not a whole safetensors file: {error}") from None
-    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if bad:
+    if bad := _not_finite(tensors):
         raise ValueError(f"{tensor_file} holds numbers that are not finite, in {shortened(bad)}")
     return config, tensors
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
+    return [key for key, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]

@@ -247,13 +247,17 @@ class AdaptedLinear(nn.Module):
         if adapter is None or self.merged:
             return self.base(x)
         dropout = adapter.dropout if self.training else 0.0
-        return adapted_linear(x, self.weight, self.bias, *self._factors(self.weight), dropout)
+        return adapted_linear(x, self.weight, self.bias, *self.factors(adapter), dropout)
 
-    def _factors(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`down`, `up` and the gain of the active adapter, made in its own precision also under autocast."""
+    def factors(self, adapter: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`down` `(*K, r, in)`, `up` `(*K, out, r)` and gain `(*K, out)` or None of one of the layer's adapters.
+
+        They are made in the adapter's own precision, also under autocast.
+        """
+        weight = self._base_weight()
         with without_autocast(weight):
-            down, up = self.adapter.factors()
-            return down, up, self.adapter.gain(weight, down, up)
+            down, up = adapter.factors()
+            return down, up, adapter.gain(weight, down, up)
 
     @torch.no_grad()
     def delta_weight(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -268,7 +272,7 @@ class AdaptedLinear(nn.Module):
         if self.adapter is None:
             raise ValueError("no adapter is active on this layer, so there is no ΔW")
         weight = self._base_weight()
-        down, up, gain = self._factors(weight)
+        down, up, gain = self.factors(self.adapter)
         with without_autocast(up):
             delta = up @ down  # (*K, out, in)
         if gain is not None:
