@@ -42,6 +42,7 @@ test: $(READY)
 # What differs between two runs on equal machines (times, the Python version) is not stored.
 notebooks: $(READY)
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --config=.ci/nbconvert_config.py $(CHAPTERS)
+	$(BIN)/python .ci/landing_figure.py
 
 clean:
 	rm -rf _build build dist .pytest_cache

@@ -96,6 +96,59 @@ def test_first_code_cell_installs_the_library(path):
     assert not any("pip install" in cell.source for cell in others)
 
 
+# The claims, and the figure on the landing page
+
+
+def markdown(path: Path) -> str:
+    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+
+
+def test_every_claim_has_its_place_in_a_chapter():
+    """A line `(claim-…)=` above the paragraph that derives it, to which chapter 10's table links."""
+    from deltaw import claims
+
+    anchors = {path.stem: set(re.findall(r"^\(claim-([a-z0-9-]+)\)=$", markdown(path), re.MULTILINE)) for path in NOTEBOOKS}
+    listed = {chapter: {one.id for one in claims.all_claims() if one.chapter == chapter} for chapter in anchors}
+    assert anchors == listed
+
+
+def test_claims_are_many_and_not_all_of_them_flatter():
+    from deltaw import claims
+
+    everything = claims.all_claims()
+    corrected = [one for one in everything if one.verdict != "holds" and not one.source.startswith("this book")]
+    assert len(everything) >= 40
+    assert len(corrected) >= 6
+
+
+@pytest.mark.parametrize("chapter", ["02", "04", "05", "07"])
+def test_a_chapter_has_what_a_chapter_has(chapter):
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith(chapter))
+    text = markdown(path)
+    assert all(f"\n{part}\n:" in text for part in ("You will know", "You need", "Not reproduced here"))
+    assert "## What we learnt" in text and "## References" in text
+    exercises = re.findall(r"^:label: (ex-[a-z0-9-]+)$", text, re.MULTILINE)
+    solutions = re.findall(r"\{solution\} (ex-[a-z0-9-]+)$", text, re.MULTILINE)
+    assert len(exercises) >= 4 and exercises == solutions
+    assert text.count("{admonition} Before you look") >= 2
+    cells = nbformat.read(path, as_version=4).cells
+    assert sum("hide-cell" in tags(cell) for cell in cells) >= 4, "a solution's answer is executed"
+
+
+def test_labels_are_unique_in_the_book():
+    labels = [label for path in NOTEBOOKS for label in
+              re.findall(r"\$\$ \(([a-z0-9-]+)\)|^:label: ([a-z0-9-]+)$|^\(([a-z0-9-]+)\)=$", markdown(path), re.MULTILINE)]
+    labels = ["".join(label) for label in labels]
+    assert sorted(labels) == sorted(set(labels))
+
+
+def test_the_landing_page_shows_the_chapters_figure():
+    spec = importlib.util.spec_from_file_location("landing_figure", ROOT / ".ci" / "landing_figure.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.FIGURE.read_bytes() == module.stored_figure(), "run `make notebooks`"
+
+
 # One address, one version
 
 

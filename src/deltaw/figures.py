@@ -103,6 +103,44 @@ def intervals(table: "pandas.DataFrame", x: str, y: str, by: str, low: str, high
     return ax
 
 
+def symmetry(table: "pandas.DataFrame", ax: "Axes | None" = None) -> "Axes":
+    """Optimizers against mixers: is the merged run the unmerged one, and does the theorem say so?
+
+    Args:
+        table: one pair a row, as `deltaw.claims.two_forms.compare` makes it: optimizer, mixer, apart (the largest distance
+            of any step), equal (is that rounding?) and predicted (is it to be equal?).
+        ax: to draw on; new ones if None.
+
+    Raises:
+        ValueError: if a column is missing.
+    """
+    from matplotlib.patches import Rectangle
+
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(figsize=(5.0, 5.8))
+    _check_columns(table, ("optimizer", "mixer", "apart", "equal", "predicted"))
+    optimizers, mixers = list(dict.fromkeys(table.optimizer)), list(dict.fromkeys(table.mixer))
+    for _, row in table.iterrows():
+        x, y = mixers.index(row.mixer), optimizers.index(row.optimizer)
+        colour = "#56B4E9" if row.equal else "#f6e3cf"
+        ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=2))
+        if row.predicted:
+            ax.add_patch(Rectangle((x - 0.44, y - 0.43), 0.88, 0.86, fill=False, edgecolor="#000000", linewidth=1.4))
+        text = f"{row['apart']:.0e}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}") if row.equal else f"{row['apart']:.2f}"
+        ax.text(x, y, text, ha="center", va="center", fontsize=11)
+    names = [name.replace(" ", "\n").replace("2\n×", "2 ×") for name in mixers]
+    ax.set(xlim=(-0.5, len(mixers) - 0.5), ylim=(len(optimizers) - 0.5, -0.5), xticks=range(len(mixers)), xticklabels=names,
+           yticks=range(len(optimizers)), yticklabels=optimizers)  # fmt: skip
+    ax.xaxis.tick_top()
+    ax.tick_params(axis="x", labelsize=9)
+    ax.tick_params(length=0)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
 def _axes(ax: "Axes | None") -> "Axes":
     if ax is None:
         import matplotlib.pyplot as plt

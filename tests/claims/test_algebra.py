@@ -4,7 +4,7 @@ import pytest
 import sympy
 import torch
 
-from deltaw.claims.algebra import assuming_orthogonal, equal, evaluate, gradient, matrix, transpose
+from deltaw.claims.algebra import assuming_orthogonal, coefficients, equal, evaluate, gradient, matrix, transpose
 
 X, Y, Z, D = (matrix(name) for name in "XYZD")
 c = sympy.Symbol("c")
@@ -43,3 +43,11 @@ def test_an_orthogonal_letter_cancels():
     assert equal(assuming_orthogonal(Y * xt * X * Z + X * xt, X), Y * Z + 1)
     assert equal(assuming_orthogonal(X * xt * X * xt, X), sympy.Integer(1))
     assert equal(assuming_orthogonal(X * Y * xt, X), X * Y * xt)
+
+
+def test_coefficients_put_together_are_the_expression():
+    expression = (X + c * Y) * (Z - c**2 * X) * Y + 2 * c
+    parts = coefficients(expression, c)
+    assert list(parts) == [0, 1, 2, 3]
+    assert equal(sum(c**power * part for power, part in parts.items()), expression)
+    assert not any(part.has(c) for part in parts.values())

@@ -15,8 +15,19 @@ def test_the_table_has_them_all():
     table = claims.table()
     assert list(table.id) == [one.id for one in claims.all_claims()]
     assert set(table.scope) <= set(claims.SCOPES)
-    assert len(claims.table("moslora_appendix")) == (table.chapter == "moslora_appendix").sum() > 0
-    assert claims.table("no such chapter").empty
+    for chapter in claims.CHAPTERS.values():
+        assert len(claims.table(chapter)) == (table.chapter == chapter).sum()
+    with pytest.raises(ValueError, match="not 'no such chapter'"):
+        claims.table("no such chapter")
+
+
+def test_the_listing_is_the_table_for_a_reader():
+    rules = claims.listing("07_moslora_appendix", verdict="holds if")
+    assert 0 < len(rules.chosen) < len(claims.listing("07_moslora_appendix").chosen)
+    html = rules._repr_html_()
+    for one in rules.chosen:
+        assert f'href="07_moslora_appendix.html#claim-{one.id}"' in html and one.verdict in html
+        assert one.says in repr(rules)
 
 
 @pytest.mark.parametrize(

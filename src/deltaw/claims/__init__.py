@@ -3,20 +3,30 @@
 A claim is a function that computes its evidence and raises if the verdict it is listed with is not what it finds.
 
 >>> from deltaw import claims
->>> claims.table()            # all of them, for readers
+>>> claims.listing()          # all of them, for readers
 >>> claims.get("appendix-eq5").check()
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from importlib import import_module
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas
 
-CHAPTERS = ("moslora_appendix", "moslora_symmetry")
+# The files of this folder, and the chapter that each belongs to.
+CHAPTERS = {
+    "initialization": "02_initialization",
+    "vera": "04_vera",
+    "dora": "05_dora",
+    "moslora_appendix": "07_moslora_appendix",
+    "moslora_symmetry": "07_moslora_appendix",
+    "moslora": "07_moslora_appendix",
+}
 SCOPES = ("proved", "measured at this scale")
 
 
@@ -35,7 +45,7 @@ class Claim:
         verdict: "holds", "does not hold", or "holds if …".
         scope: "proved" or "measured at this scale".
         check: computes the evidence, a dict of printable values, or raises `ClaimFailed`.
-        chapter: the file it stands in.
+        chapter: the chapter that derives it, as in "07_moslora_appendix".
     """
 
     id: str
@@ -66,7 +76,8 @@ def claim(id: str, says: str, source: str, verdict: str, scope: str) -> Callable
         raise ValueError(f"scope must be one of {SCOPES}, not {scope!r}")
 
     def register(check: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-        _claims[id] = Claim(id, says, source, verdict, scope, check, check.__module__.rpartition(".")[2])
+        file = check.__module__.rpartition(".")[2]
+        _claims[id] = Claim(id, says, source, verdict, scope, check, CHAPTERS.get(file, file))
         return check
 
     return register
@@ -80,8 +91,8 @@ def require(condition: bool, what: str) -> None:
 
 def all_claims() -> list[Claim]:
     """Every claim of the book, chapter by chapter."""
-    for chapter in CHAPTERS:
-        import_module(f"{__name__}.{chapter}")
+    for file in CHAPTERS:
+        import_module(f"{__name__}.{file}")
     return list(_claims.values())
 
 
@@ -97,10 +108,49 @@ def get(id: str) -> Claim:
     return known[id]
 
 
+def check(*ids: str) -> None:
+    """Run the checks of these claims and print their verdicts.
+
+    Raises:
+        ClaimFailed: at the first whose evidence does not bear its verdict out. KeyError: if there is no such claim.
+    """
+    for one in map(get, ids):
+        one.check()
+        print(fill(f"{one.id}: {one.verdict} ({one.scope})", width=64, subsequent_indent="    "))
+
+
 def table(chapter: str | None = None) -> "pandas.DataFrame":
-    """The claims as a table, one a row: those of one chapter's file, or all."""
+    """The claims as a table, one a row: one chapter's, such as "07_moslora_appendix", or all."""
     import pandas
 
-    rows = [one for one in all_claims() if chapter in (None, one.chapter)]
     columns = ["id", "says", "source", "verdict", "scope", "chapter"]
-    return pandas.DataFrame([{name: getattr(one, name) for name in columns} for one in rows], columns=columns)
+    rows = [{name: getattr(one, name) for name in columns} for one in _of(chapter)]
+    return pandas.DataFrame(rows, columns=columns)
+
+
+class Listing:
+    """Claims for a reader: a list in a notebook or on a page, each claim linked to where its chapter derives it."""
+
+    def __init__(self, chosen: list[Claim]):
+        self.chosen = chosen
+
+    def __repr__(self) -> str:
+        return "\n\n".join(f"{one.says}\n  {one.verdict} · {one.source} · {one.scope} [{one.id}]" for one in self.chosen)
+
+    def _repr_html_(self) -> str:
+        items = "".join(
+            f'<li><a href="{one.chapter}.html#claim-{one.id}">{escape(one.says)}</a><br>'
+            f"<small><b>{escape(one.verdict)}</b> · {escape(one.source)} · {escape(one.scope)}</small></li>"
+            for one in self.chosen)  # fmt: skip
+        return f'<ul class="claims">{items}</ul>'
+
+
+def listing(chapter: str | None = None, verdict: str = "") -> Listing:
+    """The claims of one chapter, or of all, whose verdict begins with `verdict`."""
+    return Listing([one for one in _of(chapter) if one.verdict.startswith(verdict)])
+
+
+def _of(chapter: str | None) -> list[Claim]:
+    if chapter is not None and chapter not in CHAPTERS.values():
+        raise ValueError(f"chapter must be one of {sorted(set(CHAPTERS.values()))}, not {chapter!r}")
+    return [one for one in all_claims() if chapter in (None, one.chapter)]

@@ -28,7 +28,8 @@ def transpose(expression: Expr) -> Expr:
 def gradient(function: Expr, letter: Symbol, upstream: Expr) -> Expr:
     """∂L/∂X of a matrix-valued polynomial F(X), given Δ = ∂L/∂F.
 
-    dL = tr(Δᵀ dF), and each place of X in a term P X Q contributes tr(Δᵀ P dX Q), hence Pᵀ Δ Qᵀ.
+    dL = tr(Δᵀ dF), and each place of X in a term P X Q contributes
+    tr(Δᵀ P dX Q), hence Pᵀ Δ Qᵀ to the gradient.
     """
     total = Integer(0)
     for term in Add.make_args(sympy.expand(function)):
@@ -38,7 +39,7 @@ def gradient(function: Expr, letter: Symbol, upstream: Expr) -> Expr:
                 before, after = Mul(*letters[:place]), Mul(*letters[place + 1 :])
                 total += Mul(*numbers) * transpose(before) * upstream * transpose(after)
             elif found == _flip(letter):
-                raise ValueError(f"{letter} also stands transposed in {function}, which this rule does not cover")
+                raise ValueError(f"{letter} stands transposed in {function}, too")
     return sympy.expand(total)
 
 
@@ -61,6 +62,15 @@ def assuming_orthogonal(expression: Expr, letter: Symbol) -> Expr:
 def equal(one: Expr, other: Expr) -> bool:
     """Are they the same polynomial?"""
     return sympy.expand(one - other) == 0
+
+
+def coefficients(expression: Expr, number: Symbol) -> dict[int, Expr]:
+    """The expression as a polynomial in a number: power → coefficient, a polynomial in the letters."""
+    found: dict[int, Expr] = {}
+    for term in Add.make_args(sympy.expand(expression)):
+        power = int(sympy.degree(Mul(*factors(term)[0]), number)) if term.has(number) else 0
+        found[power] = found.get(power, Integer(0)) + sympy.expand(term / number**power)
+    return dict(sorted(found.items()))
 
 
 def evaluate(expression: Expr, values: Mapping[Symbol, Tensor | float], like: Tensor) -> Tensor | float:

@@ -15,7 +15,7 @@ from sympy import Expr
 from torch import Tensor, nn
 
 from . import claim, require
-from .algebra import assuming_orthogonal, equal, evaluate, gradient, matrix, transpose
+from .algebra import assuming_orthogonal, coefficients, equal, evaluate, gradient, matrix, transpose
 
 A, W, B, D, W0, HAT = (matrix(name) for name in ("A", "W", "B", "Δ", "W₀", "Â"))
 At, Wt, Bt, Ht = (transpose(letter) for letter in (A, W, B, HAT))
@@ -116,8 +116,9 @@ def check_symbolic(equation: Equation, sides: list[tuple[Expr, list[Expr]]] | No
     """Every derived side is, as a polynomial in η with non-commuting coefficients, what is printed."""
     sides = equation.sides() if sides is None else sides
     for derived, printed in sides:
-        difference = sympy.expand(equation.given(derived - sum(printed)))
-        require(equal(difference, sympy.Integer(0)), f"equation {equation.number}: derived − printed = {difference}")
+        for power, difference in coefficients(equation.given(derived - sum(printed)), eta).items():
+            require(equal(difference, sympy.Integer(0)),
+                    f"equation {equation.number}: derived − printed has {difference} at η^{power}")
     return {"terms compared": sum(len(sympy.Add.make_args(sympy.expand(derived))) for derived, _ in sides)}
 
 
@@ -191,7 +192,8 @@ def _register(equation: Equation) -> None:
     verdict = "holds if W is orthogonal and fixed" if equation.orthogonal else "holds"
     claim(f"appendix-eq{equation.number}", equation.says, source, verdict, "proved")(
         _named(lambda: check_symbolic(equation)))
-    claim(f"appendix-eq{equation.number}-float64", f"{equation.says} (One float64 step of the library.)", source, verdict,
+    claim(f"appendix-eq{equation.number}-float64", f"Equation {equation.number}, evaluated in float64, is what autograd and "
+          "one step of SGD do to the library's MoSLoRA.", source, verdict,
           "measured at this scale")(_named(lambda: check_numbers(equation)))
 
 
@@ -228,3 +230,53 @@ def only_if_orthogonal() -> dict[str, Any]:
     at_zero = sympy.expand(difference.subs({A: 0, At: 0}))
     require(equal(at_zero, -eta * D * Bt * (Wt * W - 1) * B), f"at A = 0 the difference is {at_zero}")
     return {"at A = 0": str(at_zero)}
+
+
+@claim("appendix-partial-y", "The gradients of equation 3 are those of y.", "MoSLoRA, appendix A.1, equation 3",
+       "holds if ∂y is read as ∂L, for a loss L of y", "proved")  # fmt: skip
+def partial_of_the_loss() -> dict[str, Any]:
+    """y has a row for each input and a column for each output, so ∂y/∂A has four axes; ∂L/∂A is a matrix like A, and y
+    itself enters it: only Δ = ∂L/∂W_merge = xᵀ ∂L/∂y makes the printed products fit."""
+    g = torch.Generator().manual_seed(0)
+    sizes = {"x": (7, 6), "W₀": (6, 5), "A": (6, 3), "W": (3, 3), "B": (3, 5)}
+    x, w0, a, w, b = (torch.randn(*size, generator=g, dtype=torch.float64) for size in sizes.values())
+
+    def y(a: Tensor) -> Tensor:
+        return x @ (w0 + a @ w @ b)  # (n, out)
+
+    jacobian = torch.autograd.functional.jacobian(y, a)  # (n, out, in, r)
+    require(jacobian.shape == (7, 5, 6, 3) != a.shape, f"∂y/∂A has shape {tuple(jacobian.shape)}")
+    back = torch.randn(7, 5, generator=g, dtype=torch.float64)  # ∂L/∂y of some loss, (n, out)
+    by_chain = torch.einsum("no,noir->ir", back, jacobian)  # (in, r)
+    printed = (x.mT @ back) @ b.mT @ w.mT  # Δ Bᵀ Wᵀ, (in, r)
+    error = ((by_chain - printed).norm() / printed.norm()).item()
+    require(error < 1e-12, f"∂L/∂A is not Δ Bᵀ Wᵀ, by {error:.1e}")
+    return {"axes of ∂y/∂A": jacobian.dim(), "axes of A": a.dim(), "∂L/∂A against Δ Bᵀ Wᵀ": error}
+
+
+@claim("appendix-same-delta", "Equations 5 and 8 have the same Δ.", "MoSLoRA, appendix A.2 – A.3",
+       "holds if both forms have the same W_merge, as at the start", "measured at this scale")  # fmt: skip
+def same_delta() -> dict[str, Any]:
+    """Δ is the gradient at W_merge. Once the products differ, so do the two Δ, and equation 9 no longer describes them."""
+    values, seen = observed(orthogonal=False)
+    x, target = torch.randn(7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0.3
+
+    def delta(product: Tensor) -> Tensor:
+        merged = (values[W0] + product).requires_grad_(True)  # (in, out)
+        return torch.autograd.grad((torch.tanh(x @ merged) - target).square().sum(), merged)[0]
+
+    before = values[A] @ values[W] @ values[B], values[HAT] @ values[B]
+    after = seen["new product"], seen["new product hat"]
+    at_start, later = ((delta(one) - delta(other)).norm() / delta(one).norm() for one, other in (before, after))
+    require(at_start.item() < 1e-12 and later.item() > 1e-2, f"apart by {at_start:.1e} at the start, {later:.1e} after a step")
+    return {"at the start": at_start.item(), "after one step": later.item()}
+
+
+@claim("appendix-orthogonal-trained", "A trained W is seen even while it is orthogonal: the difference of equation 9 is then "
+       "η (A − η Δ Bᵀ Wᵀ) Aᵀ Δ Bᵀ (B − η Wᵀ Aᵀ Δ).", "this book, from MoSLoRA, appendix A.3", "holds", "proved")  # fmt: skip
+def orthogonal_but_trained() -> dict[str, Any]:
+    difference = assuming_orthogonal(after_step_hat() - after_step(), W)
+    expected = eta * (A - eta * D * Bt * Wt) * At * D * Bt * (B - eta * Wt * At * D)
+    require(equal(difference, expected), f"the difference is {difference}")
+    require(difference != 0, "the difference vanishes")
+    return {"first order": str(coefficients(difference, eta)[1])}
