@@ -35,8 +35,10 @@ book: $(READY)
 	$(BIN)/python .ci/check_site.py _build/html
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
+# A file to each core in turn, and one thread a process: two that share their cores would wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile \
+	    --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	    --nbval-sanitize-with=tests/nbval_sanitize.cfg tests $(CHAPTERS)
 
 # What differs between two runs on equal machines (times, the Python version) is not stored.
