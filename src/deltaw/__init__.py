@@ -8,6 +8,7 @@
 
 from .adapters import Adapter, DoRA, Layer, LoRA, LoRAXS, MoSLoRA, Spec, VeRA
 from .attach import adapted_layers, attach, count, detach, disabled, merge, unmerge, use
+from .bank import Bank, Halving
 from .checkpoint import convert, load, save
 from .linear import AdaptedLinear, adapted_linear
 from .train import History, Recipe, evaluate, fit
@@ -15,7 +16,9 @@ from .train import History, Recipe, evaluate, fit
 __all__ = [
     "AdaptedLinear",
     "Adapter",
+    "Bank",
     "DoRA",
+    "Halving",
     "History",
     "Layer",
     "LoRA",

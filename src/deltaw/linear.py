@@ -26,7 +26,7 @@ def adapted_linear(
     down: Tensor,
     up: Tensor,
     gain: Tensor | None = None,
-    dropout: float = 0.0,
+    dropout: float | Tensor = 0.0,
 ) -> Tensor:
     """y = g ⊙ (x Wᵀ + (D(x) downᵀ) upᵀ) + b.
 
@@ -37,7 +37,8 @@ def adapted_linear(
         down: `(*K, r, in)`.
         up: `(*K, out, r)`, with the adapter's scale in it.
         gain: `(*K, out)` or None. It stays in its own precision, fp32: in bf16, 0.9985 would be 1.
-        dropout: probability of dropping an entry of x on the adapter's path.
+        dropout: probability of dropping an entry of x on the adapter's path; where the K adapters have one each,
+            a tensor `(K, 1, 1)`.
 
     Returns:
         `(..., out)`, in autocast's dtype where that is on, else in x's. `down` and `up` are cast down to
@@ -50,7 +51,8 @@ def adapted_linear(
     if dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if dropout:
+    drops = isinstance(dropout, Tensor) or dropout > 0
+    if drops:
         up = up / (1.0 - dropout)  # out × r numbers instead of tokens × in
 
     *batch, in_features = x.shape
@@ -66,7 +68,7 @@ def adapted_linear(
         x = x.reshape(slots, -1, in_features)  # (K, n, in)
         down, up = down.flatten(0, -3), up.flatten(0, -3)  # (K, r, in), (K, out, r)
         gain = None if gain is None else gain.flatten(0, -2)  # (K, out)
-    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - dropout) if dropout else None  # (*K, n, in)
+    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - dropout) if drops else None  # (*K, n, in)
 
     trained_base = weight.requires_grad or (bias is not None and bias.requires_grad)
     function = _plain if trained_base else _AdaptedLinear.apply

@@ -126,6 +126,7 @@ class History:
         learning_rate: the rate of each step (without the LoRA+ ratio).
         grad_norm: the global gradient norm of each step, before clipping.
         evaluations: {step: {metric: value}} over the validation examples; the last one is after the last update.
+        stopped: why the run ended before its last step, as a slot of a bank can; else empty.
     """
 
     recipe: Recipe
@@ -133,10 +134,11 @@ class History:
     learning_rate: list[float]
     grad_norm: list[float]
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    stopped: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The validation metrics after the last update."""
+        """The validation metrics after the last update; of a run that was stopped, the last ones there are."""
         return self.evaluations[max(self.evaluations)] if self.evaluations else {}
 
     @property
@@ -178,12 +180,14 @@ class History:
 
     def __repr__(self):
         metrics = "".join(f", {name}={value:.4g}" for name, value in self.metrics.items())
-        return f"History(steps={len(self.loss)}, first={self.loss[0]:.4g}, last={self.loss[-1]:.4g}{metrics})"
+        stopped = f", stopped={self.stopped!r}" if self.stopped else ""
+        return f"History(steps={len(self.loss)}, first={self.loss[0]:.4g}, last={self.loss[-1]:.4g}{metrics}{stopped})"
 
     def _repr_html_(self):
         cells = {"steps": len(self.loss), "first batch's loss": f"{self.loss[0]:.4g}",
                  "last batch's loss": f"{self.loss[-1]:.4g}"}
         cells |= {f"validation {name}": f"{value:.4g}" for name, value in self.metrics.items()}
+        cells |= {"stopped": self.stopped} if self.stopped else {}
         head = "".join(f"<th>{name}</th>" for name in cells)
         body = "".join(f"<td>{value}</td>" for value in cells.values())
         return f"<table><tr><th>loss</th>{head}</tr><tr><td>{_sparkline(self.loss)}</td>{body}</tr></table>"
@@ -233,13 +237,14 @@ def fit(model: nn.Module, task, recipe: Recipe = Recipe(), *, evaluate_every: in
                          "Attach an adapter, or name modules in attach(…, train_also=…)")
     if evaluate_every is not None and evaluate_every < 1:
         raise ValueError(f"evaluate_every must be at least 1 or None, not {evaluate_every!r}")
-    groups = _parameter_groups(model, recipe)
+    groups = parameter_groups(model, recipe)
     losses, norms, rates, evaluations = [], [], [], {}
 
-    with _accelerator(recipe, trainable[0].dtype, device) as accelerator, \
-            _seeded(recipe.seed + accelerator.process_index, accelerator.device), \
-            _mode(model, training=True), \
-            _prepared(accelerator, model, groups, recipe) as (prepared, optimizer):
+    with accelerator_for(recipe, trainable[0].dtype, device) as accelerator, \
+            seeded(recipe.seed + accelerator.process_index, accelerator.device), \
+            in_mode(model, training=True), \
+            prepared_model(accelerator, model) as prepared:
+        optimizer = _optimizer(recipe, groups, accelerator)
         batches = task.batches(recipe.seed, recipe.batch_size)
         # One process shows a bar; tqdm takes None for "on a terminal only".
         hidden = (None if progress is None else not progress) if accelerator.is_main_process else True
@@ -257,7 +262,7 @@ def fit(model: nn.Module, task, recipe: Recipe = Recipe(), *, evaluate_every: in
                     accelerator.backward(loss)  # divides by recipe.accumulation
                     losses[step] += loss.detach() / recipe.accumulation
             if step == 0:
-                _warn_of_the_unreached(model)
+                warn_of_the_unreached(model)
             norms.append(_clip(trainable, accelerator, recipe.clip_norm))
             optimizer.step()
             optimizer.zero_grad()
@@ -269,7 +274,6 @@ def fit(model: nn.Module, task, recipe: Recipe = Recipe(), *, evaluate_every: in
     return History(recipe, losses, rates, norms, evaluations)
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, task, batch_size: int = 256) -> dict[str, float]:
     """The task's metrics over all its validation examples, in eval mode, where the model is.
 
@@ -277,29 +281,42 @@ def evaluate(model: nn.Module, task, batch_size: int = 256) -> dict[str, float]:
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size!r}")
+    (predictions,), labels = predict(model, task, batch_size)
+    return task.metrics(predictions, labels)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, task, batch_size: int, slots: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model predicts for all validation examples `(slots, n, …)`, and their labels `(n, …)`, on the CPU.
+
+    A model that holds a bank's K slots sees every example K times, slot by slot.
+    """
     device = next(model.parameters()).device
     predictions, labels = [], []
-    with _mode(model, training=False):
+    with in_mode(model, training=False):
         for batch in task.validation(batch_size):
-            predictions.append(task.predict(model, _to(batch, device)).cpu())
+            folded = {name: tensor.expand(slots, *tensor.shape).flatten(0, 1)  # (slots · batch, …)
+                      for name, tensor in to_device(batch, device).items()}
+            predictions.append(task.predict(model, folded).unflatten(0, (slots, -1)).cpu())
             labels.append(batch["labels"].cpu())
-    return task.metrics(torch.cat(predictions), torch.cat(labels))
+    return torch.cat(predictions, dim=1), torch.cat(labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The parts of fit
 
 
-def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """What is trained, as optimizer groups: the up side (B of LoRA) apart when it has a rate of its own.
+def up_side_of(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters on the up side (B of LoRA): a module names its own in `up_parameters`, a tuple."""
+    return {module.get_parameter(name) for module in model.modules() for name in getattr(module, "up_parameters", ())}
 
-    A module says which of its parameters are on the up side in `up_parameters`, a tuple of names.
-    """
-    up = {id(module.get_parameter(name))
-          for module in model.modules() for name in getattr(module, "up_parameters", ())}
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
+    """What is trained, as optimizer groups: the up side apart when it has a rate of its own."""
+    up = up_side_of(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    up_side = [parameter for parameter in trained if id(parameter) in up]
-    others = [parameter for parameter in trained if id(parameter) not in up]
+    up_side = [parameter for parameter in trained if parameter in up]
+    others = [parameter for parameter in trained if parameter not in up]
     common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.lora_plus_ratio == 1:
         return [{"params": trained, **common}]
@@ -311,7 +328,9 @@ def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def _optimizer(recipe: Recipe, groups: list[dict], fused: bool) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, groups: list[dict], accelerator) -> torch.optim.Optimizer:
+    scaled = accelerator.scaler is not None  # fp16: gradients are scaled, and an update that overflows is skipped
+    fused = accelerator.device.type in ("cpu", "cuda") and not scaled  # one kernel for all parameters
     if callable(recipe.optimizer):
         optimizer = recipe.optimizer(groups)
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -323,11 +342,11 @@ def _optimizer(recipe: Recipe, groups: list[dict], fused: bool) -> torch.optim.O
         optimizer = adam(groups, betas=recipe.betas, eps=recipe.eps, fused=fused)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    return optimizer
+    return accelerator.prepare(optimizer) if scaled else optimizer
 
 
 @contextmanager
-def _accelerator(recipe: Recipe, dtype: torch.dtype, device: str | None) -> Iterator:
+def accelerator_for(recipe: Recipe, dtype: torch.dtype, device: str | None) -> Iterator:
     """An `Accelerator` for one run.
 
     accelerate keeps precision, device and accumulation for the whole process, so that a second run could not choose
@@ -370,16 +389,16 @@ def _mixed_precision(precision: str, dtype: torch.dtype, device: torch.device) -
 
 
 @contextmanager
-def _prepared(accelerator, model: nn.Module, groups: list[dict], recipe: Recipe) -> Iterator:
-    """Model and optimizer as accelerate wants them; afterwards, the model is the plain one that it was."""
+def prepared_model(accelerator, model: nn.Module, each_its_own: bool = False) -> Iterator[nn.Module]:
+    """The model as accelerate wants it; afterwards, it is the plain one that it was.
+
+    Several processes train one model together, unless `each_its_own`.
+    """
     before = dict(vars(model))
     model.to(accelerator.device)
     model.zero_grad()  # of whatever the caller computed before
-    scaled = accelerator.scaler is not None  # fp16: gradients are scaled, and an update that overflows is skipped
-    fused = accelerator.device.type in ("cpu", "cuda") and not scaled  # one kernel for all parameters
-    optimizer = _optimizer(recipe, groups, fused)
     try:
-        yield accelerator.prepare(model), accelerator.prepare(optimizer) if scaled else optimizer
+        yield accelerator.prepare_model(model, evaluation_mode=each_its_own)
     finally:
         # accelerate marks the model as prepared and puts a forward with autocast on it.
         for name in set(vars(model)) - set(before):
@@ -390,7 +409,7 @@ def _prepared(accelerator, model: nn.Module, groups: list[dict], recipe: Recipe)
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw from `seed` inside, and leave the random state of the process as it was."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -398,7 +417,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Train or eval mode inside; afterwards each module is in the mode it was in."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
@@ -409,7 +428,7 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = was
 
 
-def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -421,7 +440,7 @@ def _parts(batch: dict[str, torch.Tensor], accelerator, recipe: Recipe) -> Itera
         raise ValueError(f"batch_size={recipe.batch_size} must be a multiple of accumulation × processes = {parts}")
     for i in range(accelerator.process_index, parts, accelerator.num_processes):
         rows = slice(i * size, (i + 1) * size)
-        yield _to({name: tensor[rows] for name, tensor in batch.items()}, accelerator.device)
+        yield to_device({name: tensor[rows] for name, tensor in batch.items()}, accelerator.device)
 
 
 def _clip(parameters: list[nn.Parameter], accelerator, clip_norm: float | None) -> torch.Tensor:
@@ -432,7 +451,7 @@ def _clip(parameters: list[nn.Parameter], accelerator, clip_norm: float | None) 
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _warn_of_the_unreached(model: nn.Module) -> None:
+def warn_of_the_unreached(model: nn.Module) -> None:
     """Some modules read a layer's weight instead of calling it, and then its adapter does nothing."""
     unreached = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     if unreached:
@@ -447,5 +466,9 @@ def _check_finite(losses: list[torch.Tensor], rates: list[float], accelerator) -
     latest = accelerator.reduce(torch.stack(losses[first:]), "mean").tolist()
     for step, loss in enumerate(latest, start=first):
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step}, learning rate {rates[step]:.3g}: "
-                                     "try a smaller learning rate, warm-up or clipping")
+            raise FloatingPointError(not_finite("loss", loss, step, rates[step]))
+
+
+def not_finite(what: str, value: float, step: int, rate: float) -> str:
+    """How to say it."""
+    return f"the {what} is {value} at step {step}, learning rate {rate:.3g}: try a smaller rate, warm-up or clipping"
