@@ -130,7 +130,7 @@ def symmetry(table: "pandas.DataFrame", ax: "Axes | None" = None) -> "Axes":
             ax.add_patch(Rectangle((x - 0.44, y - 0.43), 0.88, 0.86, fill=False, edgecolor="#000000", linewidth=1.4))
         text = f"{row['apart']:.0e}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}") if row.equal else f"{row['apart']:.2f}"
         ax.text(x, y, text, ha="center", va="center", fontsize=11)
-    names = [name.replace(" ", "\n").replace("2\n×", "2 ×") for name in mixers]
+    names = [name.replace(" ", "\n").replace("2\n×", "2 ×").replace("permutation", "permu-\ntation") for name in mixers]
     ax.set(xlim=(-0.5, len(mixers) - 0.5), ylim=(len(optimizers) - 0.5, -0.5), xticks=range(len(mixers)), xticklabels=names,
            yticks=range(len(optimizers)), yticklabels=optimizers)  # fmt: skip
     ax.xaxis.tick_top()
