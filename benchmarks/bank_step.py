@@ -85,11 +85,11 @@ def floor(slots: int, device: str, compile: bool, repeats: int) -> float:
     return timed(step, device, repeats)
 
 
-def bank(slots: int, device: str, compile: bool, repeats: int) -> float:
+def bank(slots: int, device: str, compile: bool, repeats: int, cuda_graph: bool) -> float:
     task = Task(device)
     recipe = dw.Recipe(steps=repeats + 8, batch_size=BATCH, learning_rate=1e-4)
     one = dw.Bank(base(device), [(dw.LoRA(rank=8), recipe)] * slots, targets=LAYERS)
-    one.fit(task, compile=compile, progress=False)
+    one.fit(task, compile=compile, cuda_graph=cuda_graph, progress=False)
     times = [1e3 * (after - before) for before, after in zip(task.times[-repeats - 1:-1], task.times[-repeats:])]
     return statistics.median(times)
 
@@ -144,7 +144,9 @@ def main() -> None:
                 note("PEFT bf16" if in_bf16 else "PEFT", 1, compile, lambda: peft(options.device, compile, options.repeats, in_bf16))
         for slots in options.compiled_slots if compile else options.slots:
             note("floor", slots, compile, lambda: floor(slots, options.device, compile, options.repeats))
-            note("bank", slots, compile, lambda: bank(slots, options.device, compile, options.repeats))
+            for graph in (False, True) if options.device == "cuda" else (False,):
+                arm = "bank, graph" if graph else "bank"
+                note(arm, slots, compile, lambda: bank(slots, options.device, compile, options.repeats, graph))
     if options.out:
         with open(options.out, "w") as file:
             file.write("arm,slots,compiled,ms,ms_per_slot,peak_gib\n")

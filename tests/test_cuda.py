@@ -1,8 +1,12 @@
 """What only a GPU can show; skipped where there is none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from contract import Net, explicit, inputs, moved, relative, trained
+from test_bank import RECIPE, Toy
+from test_bank import SPECS as BANK_SPECS
 from test_contract import SPECS
 
 import deltaw as dw
@@ -83,3 +87,19 @@ def test_merging_and_files_on_the_gpu(tmp_path):
     dw.unmerge(dw.merge(model))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert state.keys() == dw.detach(model).state_dict().keys()
+
+
+@pytest.mark.parametrize("options", [{}, {"slots_at_once": 4}, {"halving": dw.Halving((9, 18))}], ids=str)
+def test_a_banks_cuda_graph_is_the_eager_bank(options):
+    slots = [(spec, replace(RECIPE, seed=seed, learning_rate=rate))
+             for spec, seed, rate in zip(BANK_SPECS.values(), range(20), [1e-3, 3e-3] * 10)]
+    eager, replayed = (dw.Bank(Toy().model(), slots).fit(Toy(), progress=False, cuda_graph=graph, **options)
+                       for graph in (False, True))
+    for one, other in zip(eager, replayed, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-9) and one.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=1e-9)
+
+
+def test_a_banks_slot_that_diverges_under_a_cuda_graph_leaves_the_others_alone():
+    slots = [(dw.LoRA(4), replace(RECIPE, optimizer="sgd", learning_rate=rate)) for rate in (1e-2, 1e30, 1e-2)]
+    first, stopped, last = dw.Bank(Toy().model(), slots).fit(Toy(), progress=False, cuda_graph=True)
+    assert stopped.stopped and not first.stopped and first.loss == last.loss and len(first.loss) == RECIPE.steps

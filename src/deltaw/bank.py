@@ -29,6 +29,7 @@ from .train import History, Recipe
 from .wrappers import AdaptedLinear, TrainedCopy, base_modules, named_wrappers
 
 NAME = "bank"  # under which the slots stand in the model while they are trained
+WARM_UP = 3  # steps before a CUDA graph is recorded, in which libraries and torch.compile set themselves up
 SHARED = ("steps", "batch_size", "accumulation", "optimizer", "precision")  # what all recipes of a bank agree on
 
 Batch = dict[str, Tensor]
@@ -107,6 +108,7 @@ class Bank:
         halving: Halving | None = None,
         slots_at_once: int | None = None,
         compile: bool = False,
+        cuda_graph: bool = False,
         progress: bool | None = None,
         device: str | None = None,
     ) -> list[History]:
@@ -122,6 +124,8 @@ class Bank:
             halving: when to drop the worse slots; they leave the batch.
             slots_at_once: how many slots go through the model at once: fewer take less memory. None for all.
             compile: compile model and loss by `torch.compile`.
+            cuda_graph: record a whole step, optimizer included, as a CUDA graph and replay it: a small model on a fast
+                GPU otherwise waits for the CPU to start its kernels. The model must not look at values on the way.
 
         Returns:
             Each slot's history.
@@ -135,7 +139,7 @@ class Bank:
         from tqdm import tqdm
 
         recipe = self.slots[0][1]  # for all that the recipes agree on
-        _check_options(recipe, evaluate_every, halving, slots_at_once)
+        _check_options(recipe, evaluate_every, halving, slots_at_once, cuda_graph, device)
         _check_base(self.model)
         _check_foldable(self.model, task, self._names, recipe)
         runs = [Run(slot, own, *modules) for slot, ((_, own), modules) in enumerate(zip(self.slots, self._modules))]
@@ -149,7 +153,7 @@ class Bank:
             racing = here = runs[accelerator.process_index::accelerator.num_processes]
             streams = {run.recipe.seed: task.batches(run.recipe.seed, recipe.batch_size) for run in here}
             wrappers = list(wrappers.values())
-            stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device)
+            stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device, cuda_graph)
             # One process shows a bar; tqdm takes None for "on a terminal only".
             hidden = (None if progress is None else not progress) if accelerator.is_main_process else True
             for step in tqdm(range(recipe.steps), disable=hidden, leave=False):
@@ -162,7 +166,7 @@ class Bank:
                         stack.unstack()
                     racing = _best(racing, step, halving.keep)
                     streams = {run.recipe.seed: streams[run.recipe.seed] for run in racing}
-                    stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device)
+                    stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device, cuda_graph)
                 batch = train.to_device(_joined([next(stream) for stream in streams.values()]), accelerator.device)
                 for stack in stacks:
                     stack.update(model, losses, batch, step)
@@ -264,10 +268,14 @@ class Stack:
         seeds: of the batches that `update` gets.
         wrappers: what holds the adapters in the model.
         device: where the model is.
+        cuda_graph: replay a recorded step after the first few.
     """
 
-    def __init__(self, runs: list[Run], seeds: list[int], wrappers: list[nn.Module], device: torch.device):
+    def __init__(self, runs: list[Run], seeds: list[int], wrappers: list[nn.Module], device: torch.device, cuda_graph: bool):
         self.runs, self.wrappers = runs, wrappers
+        self.graph = torch.cuda.CUDAGraph() if cuda_graph else None
+        self.recorded: tuple[Batch, list[Tensor]] | None = None  # where the graph reads the batch, and writes its results
+        self.at = torch.zeros(1, dtype=torch.long, device=device)  # the step, where the device can read it, (1,)
         recipes = [run.recipe for run in runs]
         self.stream = torch.tensor([seeds.index(recipe.seed) for recipe in recipes], device=device)  # (K,)
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=device)  # (K,)
@@ -298,29 +306,51 @@ class Stack:
         if self.finished:
             return
         self.install()
+        self.at.fill_(step)
+        warm = len(self.losses) >= WARM_UP
+        results = self._replay(model, losses, batch) if self.graph and warm else self._step(model, losses, batch)
+        if step == 0:
+            train.warn_of_the_unreached(model)
+        for block in self.blocks:
+            block.let_go()
+        for kept, result in zip((self.losses, self.norms), results):
+            kept.append(result.clone())  # the graph writes to the same place again
+        if (step + 1) % train.CHECK_EVERY == 0:
+            self.finished = not self.alive.any()
+
+    def _step(self, model: nn.Module, losses: Callable, batch: Batch) -> list[Tensor]:
+        """Forward, backward and the optimizer; the losses and the gradients' norms, `(K,)` each."""
         slots, recipe = len(self.runs), self.runs[0].recipe
-        size, total = recipe.batch_size // recipe.accumulation, 0.0
+        size = recipe.batch_size // recipe.accumulation
+        total = torch.zeros_like(self.clip)  # (K,)
         for start in range(0, recipe.batch_size, size):
             part = {key: tensor[self.stream, start:start + size].flatten(0, 1) for key, tensor in batch.items()}
             loss = losses(model, part).unflatten(0, (slots, size)).mean(1) / recipe.accumulation  # (K,)
             loss.sum().backward()  # each slot's own gradients: no loss depends on another slot's parameters
             total = total + loss.detach()
-        if step == 0:
-            train.warn_of_the_unreached(model)
 
         gradients = [block.gradient() for block in self.blocks]  # (rows, P) each
-        squares = gradients[0].new_zeros(slots)  # (K,)
+        squares = torch.zeros_like(self.clip)  # (K,)
         for block, gradient in zip(self.blocks, gradients):
             squares[block.rows] += torch.linalg.vector_norm(gradient, dim=1).square()
         norm = squares.sqrt()  # (K,)
         self.alive &= total.isfinite() & norm.isfinite()
         shrink = torch.where(self.clip < math.inf, (self.clip / (norm + 1e-6)).clamp(max=1.0), 1.0)  # (K,)
         for block, gradient in zip(self.blocks, gradients):
-            block.update(gradient * shrink[block.rows, None], self.alive[block.rows, None], step)
-        self.losses.append(total)
-        self.norms.append(norm)
-        if (step + 1) % train.CHECK_EVERY == 0:
-            self.finished = not self.alive.any()
+            block.update(gradient * shrink[block.rows, None], self.alive[block.rows, None], self.at)
+        return [total, norm]
+
+    def _replay(self, model: nn.Module, losses: Callable, batch: Batch) -> list[Tensor]:
+        """`_step`, recorded the first time."""
+        if self.recorded is None:
+            buffers = {key: tensor.clone() for key, tensor in batch.items()}
+            with torch.cuda.graph(self.graph):
+                self.recorded = buffers, self._step(model, losses, buffers)
+        buffers, results = self.recorded
+        for key, tensor in batch.items():
+            buffers[key].copy_(tensor)
+        self.graph.replay()
+        return results
 
     def evaluate(self, model: nn.Module, task, step: int) -> None:
         """Measure the slots that have not been stopped."""
@@ -415,10 +445,15 @@ def _check_base(model: nn.Module) -> None:
                              "would not be independent of each other; `fit` takes it, one adapter at a time")
 
 
-def _check_options(recipe: Recipe, evaluate_every: int | None, halving: Halving | None, slots_at_once: int | None) -> None:
+def _check_options(
+    recipe: Recipe, evaluate_every: int | None, halving: Halving | None, slots_at_once: int | None,
+    cuda_graph: bool, device: str | None,
+) -> None:
     for name, value in (("evaluate_every", evaluate_every), ("slots_at_once", slots_at_once)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1 or None, not {value!r}")
+    if cuda_graph and (device == "cpu" or not torch.cuda.is_available()):
+        raise ValueError(f"cuda_graph needs a CUDA device, not {device or 'cpu'!r}")
     if halving is not None and halving.rungs[-1] >= recipe.steps:
         raise ValueError(f"halving's rungs must be less than steps={recipe.steps}, not {halving.rungs!r}")
 

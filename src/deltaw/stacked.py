@@ -116,18 +116,25 @@ class Block:
         self.modules = copy.deepcopy(members[0], stacked)
 
     def gradient(self) -> Tensor:
-        """`(K, P)`; the parameters' own are let go."""
+        """`(K, P)`."""
         parts = []
         for parameter in self.modules.parameters():
             part = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parts.append(part.reshape(len(part), -1).to(self.moments.dtype))  # (K, size)
-            parameter.grad = None
         return torch.cat(parts, dim=1)
 
+    def let_go(self) -> None:
+        """Of the parameters' own gradients."""
+        for parameter in self.modules.parameters():
+            parameter.grad = None
+
     @torch.no_grad()
-    def update(self, gradient: Tensor, alive: Tensor, step: int) -> None:
-        """One step of the optimizer down `gradient` `(K, P)`. Rows that are not `alive`, `(K, 1)`, stay as they are."""
-        at = SimpleNamespace(**{name: table[step] for name, table in self.settings.items()})  # (K, 1) each
+    def update(self, gradient: Tensor, alive: Tensor, step: Tensor) -> None:
+        """One step of the optimizer down `gradient` `(K, P)`. Rows that are not `alive`, `(K, 1)`, stay as they are.
+
+        `step` is `(1,)`, on the device.
+        """
+        at = SimpleNamespace(**{name: table.index_select(0, step)[0] for name, table in self.settings.items()})  # (K, 1) each
         at.rate = torch.where(alive, at.rate * self.ratio, 0.0)  # (K, 1), or (K, P) with LoRA+
         weights = self.weights.to(gradient.dtype)  # itself, but of a bf16 base's head
         UPDATES[self.optimizer](weights, torch.where(alive, gradient, 0.0), self.moments, at)
