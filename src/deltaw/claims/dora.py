@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from ..adapters.dora import merged_norm
 from . import claim, require
+from .measure import apart, draw
 
 if TYPE_CHECKING:
     import deltaw as dw
@@ -60,16 +61,7 @@ def radial_part(v: Tensor, m: Tensor, g: Tensor) -> Tensor:
     return m[:, None] / length(v) * along(g, unit) * unit
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ / ‖b‖."""
-    return ((a - b).norm() / b.norm()).item()
-
-
 # --- the library's DoRA in float64 -----------------------------------------------------------------------
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def dora(weight: Tensor, a: Tensor, b: Tensor, magnitude: Tensor | None = None, detach: bool = True, s: float = 1.0) -> "dw.AdaptedLinear":

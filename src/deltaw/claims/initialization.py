@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from . import claim, require
 from .algebra import equal, evaluate, gradient, matrix, transpose
+from .measure import apart, draw, largest
 
 OUT, IN, RANK = 5, 7, 3
 NOTE = "reading note, the initialization of LoRA"
@@ -44,11 +45,6 @@ class Problem(NamedTuple):
     def loss(self, y: Tensor) -> Tensor:
         """Of the layer's outputs (n, out); not quadratic in them, so that the gradient changes as they do."""
         return (torch.tanh(y) - self.target).square().sum() / 2
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    """Standard normal."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def problem(n: int = 4, out: int = OUT, into: int = IN) -> Problem:
@@ -105,16 +101,6 @@ def train(
         optimizer.step()
         products.append(model[0].delta_weight())
     return products
-
-
-def apart(one: Tensor, other: Tensor) -> float:
-    """The norm of the difference, relative to the second's."""
-    return ((one - other).norm() / other.norm()).item()
-
-
-def largest(ones: list[Tensor], others: list[Tensor]) -> float:
-    """The largest relative difference of two runs."""
-    return max(apart(one, other) for one, other in zip(ones, others, strict=True))
 
 
 SIGN_LIKE = partial(torch.optim.Adam, eps=1e-30)  # its first step is the gradient's sign

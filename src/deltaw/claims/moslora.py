@@ -8,20 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import claim, require
-from .two_forms import RANK, RULES, run
+from .measure import largest
+from .two_forms import RANK, RULES, run, start_of_a
 
 STEPS = 100
-
-
-def _start() -> Tensor:
-    return torch.randn(RANK, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64) / 12**0.5  # (r, in)
-
-
-def _apart(one: list[Tensor], other: list[Tensor]) -> float:
-    return max(((a - b).norm() / b.norm()).item() for a, b in zip(one, other, strict=True))
 
 
 @claim("moslora-two-subspace-rank", "Mixing two subspaces, x (A₁ + A₂)(B₁ + B₂), halves the rank of ΔW.",
@@ -50,18 +43,18 @@ def two_subspace_rate() -> dict[str, Any]:
     makers = {"SGD": partial(torch.optim.SGD), "momentum": partial(torch.optim.SGD, momentum=0.9),
               "Adam": partial(torch.optim.Adam), "RMSprop": partial(torch.optim.RMSprop)}  # fmt: skip
     rates = {"SGD": 0.005, "momentum": 0.001, "Adam": 0.005, "RMSprop": 0.002}
-    found, start = {}, _start()
+    found, start = {}, start_of_a()
     summed = start[: RANK // 2] + start[RANK // 2 :]  # (r / 2, in)
     for name, make in makers.items():
         mixed = run(dw.MoSLoRA(RANK, mixer="two-subspace", train_mixer=False), partial(make, lr=rates[name]), STEPS, A=start)
         half = run(dw.LoRA(RANK // 2), partial(make, lr=2 * rates[name]), STEPS, A=summed)
-        found[name] = _apart(mixed.products, half.products)
+        found[name] = largest(mixed.products, half.products)
         require(mixed.losses[-1] < mixed.losses[0], f"{name} does not learn")
     require(max(found.values()) < 1e-9, f"apart: {found}")
     muon = RULES["Muon"]
     mixed = run(dw.MoSLoRA(RANK, mixer="two-subspace", train_mixer=False), muon.make, STEPS, A=start)
     half = run(dw.LoRA(RANK // 2), partial(muon.make.func, lr=2 * muon.make.keywords["lr"]), STEPS, A=summed)
-    require(_apart(mixed.products, half.products) > 1e-2, "Muon does not tell them apart")
+    require(largest(mixed.products, half.products) > 1e-2, "Muon does not tell them apart")
     return found
 
 
@@ -127,9 +120,9 @@ def identity_is_lora() -> dict[str, Any]:
 
     found = {}
     for name, rule in RULES.items():
-        mixed = run(dw.MoSLoRA(RANK, mixer="identity", train_mixer=False), rule.make, 20, rule.clip, A=_start())
-        plain = run(dw.LoRA(RANK), rule.make, 20, rule.clip, A=_start())
-        found[name] = _apart(mixed.products, plain.products)
+        mixed = run(dw.MoSLoRA(RANK, mixer="identity", train_mixer=False), rule.make, 20, rule.clip, A=start_of_a())
+        plain = run(dw.LoRA(RANK), rule.make, 20, rule.clip, A=start_of_a())
+        found[name] = largest(mixed.products, plain.products)
     require(max(found.values()) < 1e-12, f"apart: {found}")
     return {"largest distance": max(found.values())}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from . import claim, require
 from .algebra import assuming_orthogonal, coefficients, equal, evaluate, gradient, matrix, transpose
+from .measure import apart
 
 A, W, B, D, W0, HAT = (matrix(name) for name in ("A", "W", "B", "Δ", "W₀", "Â"))
 At, Wt, Bt, Ht = (transpose(letter) for letter in (A, W, B, HAT))
@@ -129,7 +130,7 @@ def check_numbers(equation: Equation, sides: list[tuple[Expr, list[Expr]]] | Non
     worst = 0.0
     for (_, printed), quantity in zip(sides, equation.numbers, strict=True):
         expected = evaluate(sum(printed), values, seen[quantity])
-        worst = max(worst, ((expected - seen[quantity]).norm() / seen[quantity].norm()).item())
+        worst = max(worst, apart(expected, seen[quantity]))
     require(worst < 1e-12, f"equation {equation.number}: {worst:.1e} from what autograd finds")
     return {"largest relative difference": worst}
 
@@ -248,7 +249,7 @@ def partial_of_the_loss() -> dict[str, Any]:
     back = torch.randn(7, 5, generator=g, dtype=torch.float64)  # ∂L/∂y of some loss, (n, out)
     by_chain = torch.einsum("no,noir->ir", back, jacobian)  # (in, r)
     printed = (x.mT @ back) @ b.mT @ w.mT  # Δ Bᵀ Wᵀ, (in, r)
-    error = ((by_chain - printed).norm() / printed.norm()).item()
+    error = apart(by_chain, printed)
     require(error < 1e-12, f"∂L/∂A is not Δ Bᵀ Wᵀ, by {error:.1e}")
     return {"axes of ∂y/∂A": jacobian.dim(), "axes of A": a.dim(), "∂L/∂A against Δ Bᵀ Wᵀ": error}
 
@@ -266,9 +267,9 @@ def same_delta() -> dict[str, Any]:
 
     before = values[A] @ values[W] @ values[B], values[HAT] @ values[B]
     after = seen["new product"], seen["new product hat"]
-    at_start, later = ((delta(one) - delta(other)).norm() / delta(one).norm() for one, other in (before, after))
-    require(at_start.item() < 1e-12 and later.item() > 1e-2, f"apart by {at_start:.1e} at the start, {later:.1e} after a step")
-    return {"at the start": at_start.item(), "after one step": later.item()}
+    at_start, later = (apart(delta(other), delta(one)) for one, other in (before, after))
+    require(at_start < 1e-12 and later > 1e-2, f"apart by {at_start:.1e} at the start, {later:.1e} after a step")
+    return {"at the start": at_start, "after one step": later}
 
 
 @claim("appendix-orthogonal-trained", "A trained W is seen even while it is orthogonal: the difference of equation 9 is then "

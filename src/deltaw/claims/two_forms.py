@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import measure
+
 if TYPE_CHECKING:
     import pandas
 
@@ -193,12 +195,16 @@ def run(spec: Any, make: Callable[..., torch.optim.Optimizer], steps: int, clip:
     return Run(products, losses)
 
 
+def start_of_a() -> Tensor:
+    """A `(r, in)` before the first step."""
+    return measure.draw(2, RANK, 12) / 12**0.5
+
+
 def both_forms(rule: Rule, mixer: Mixer, steps: int, merged_make: Callable | None = None) -> tuple[Run, Run]:
     """The unmerged run, which trains A and B (and M), and the merged one, Â = M A and B, from B = 0, on the same batches."""
     import deltaw as dw
 
-    start = torch.randn(RANK, 12, generator=_generator(2), dtype=torch.float64) / 12**0.5  # (r, in)
-    m = mixer.start()
+    start, m = start_of_a(), mixer.start()  # (r, in), (r, r)
     unmerged = run(dw.MoSLoRA(RANK, mixer=m, train_mixer=mixer.trained), rule.make, steps, rule.clip, A=start)
     merged = run(dw.LoRA(RANK), merged_make or rule.make, steps, rule.clip, A=m @ start)
     return unmerged, merged
@@ -232,7 +238,7 @@ def compare(steps: int = 200) -> "pandas.DataFrame":
 
 
 def _distances(unmerged: Run, merged: Run) -> list[float]:
-    return [((a - b).norm() / b.norm()).item() for a, b in zip(unmerged.products, merged.products, strict=True)]
+    return [measure.apart(a, b) for a, b in zip(unmerged.products, merged.products, strict=True)]
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import claim, require
+from . import claim, measure, require
 
 if TYPE_CHECKING:
     import pandas
@@ -49,11 +49,6 @@ def parts(layer: "dw.AdaptedLinear") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return adapter.b.detach(), adapter.d.detach(), a, b
 
 
-def distance(one: Tensor, other: Tensor) -> float:
-    """‖one − other‖ / ‖other‖."""
-    return ((one - other).norm() / other.norm()).item()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The formula and its gradients
 
@@ -75,7 +70,7 @@ def formula() -> dict[str, Any]:
         b, d, a, big_b = parts(one)
         x = torch.randn(one.in_features, generator=generator, dtype=torch.float64)  # (in,)
         expected = one.weight @ x + b.diag() @ big_b @ d.diag() @ a @ x + one.bias  # (out,)
-        found[f"layer {name}"] = distance(one(x[None])[0], expected)
+        found[f"layer {name}"] = measure.apart(one(x[None])[0], expected)
     require(max(found.values()) < 1e-14, f"apart from equation 2: {found}")
     return found
 
@@ -98,7 +93,7 @@ def gradients_are_autograds() -> dict[str, Any]:
     (upstream,) = torch.autograd.grad(torch.tanh(x @ merged.mT + one.bias).square().sum(), merged)
     b, d, a, big_b = parts(one)
     of_b, of_d = gradients(upstream, a, big_b, b, d)
-    found = {"b": distance(of_b, one.adapter.b.grad), "d": distance(of_d, one.adapter.d.grad)}
+    found = {"b": measure.apart(of_b, one.adapter.b.grad), "d": measure.apart(of_d, one.adapter.d.grad)}
     require(max(found.values()) < 1e-12, f"apart from autograd: {found}")
     return found
 
@@ -111,7 +106,7 @@ def rank_one_in_disguise() -> dict[str, Any]:
     one = layer(dw.VeRA(rank=6), 5, 4)
     b, d, a, big_b = parts(one)
     inside = torch.outer(b, d)  # (out, r)
-    apart, rank = distance((inside * big_b) @ a, one.delta_weight()), int(torch.linalg.matrix_rank(inside))
+    apart, rank = measure.apart((inside * big_b) @ a, one.delta_weight()), int(torch.linalg.matrix_rank(inside))
     require(apart < 1e-14 and rank == 1, f"{apart:.1e} apart, rank {rank}")
     return {"apart": apart, "rank of b dᵀ": rank, "rank of ΔW": int(torch.linalg.matrix_rank(one.delta_weight()))}
 
@@ -178,7 +173,7 @@ def d_init_apart(name: str, scale: float = 3.0, steps: int = 30) -> float:
         return seen
 
     pairs = zip(run(0.1 * scale, 1.0), run(0.1, scale**power), strict=True)
-    return max(distance(one, other) for one, other in pairs)
+    return max(measure.apart(one, other) for one, other in pairs)
 
 
 @claim("vera-d-init", "Starting d at c times d-init only changes two learning rates: b's times c², d's divided by c² (under Adam, c).",
@@ -593,8 +588,8 @@ def seed() -> dict[str, Any]:
     longer = frozen(dw.attach(widths(), dw.VeRA(rank=9)))
     wide = torch.empty(8, 24, dtype=torch.float64).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
     narrow = torch.empty(8, 24).uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
-    found = {"subset of the targets": distance(subset[0], a[:, :6]), "rank 9, first 8 of B": distance(longer[1][:, :8], b),
-             "drawn in float64": distance(wide.float(), narrow)}  # fmt: skip
+    found = {"subset of the targets": measure.apart(subset[0], a[:, :6]), "rank 9, first 8 of B": measure.apart(longer[1][:, :8], b),
+             "drawn in float64": measure.apart(wide.float(), narrow)}  # fmt: skip
     require(min(found.values()) > 0.5, f"not apart: {found}")
 
     with tempfile.TemporaryDirectory() as folder:
