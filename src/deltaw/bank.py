@@ -109,6 +109,7 @@ class Bank:
         slots_at_once: int | None = None,
         compile: bool = False,
         cuda_graph: bool = False,
+        watch: Callable[[int, nn.Module, list[int]], None] | None = None,
         progress: bool | None = None,
         device: str | None = None,
     ) -> list[History]:
@@ -126,6 +127,9 @@ class Bank:
             compile: compile model and loss by `torch.compile`.
             cuda_graph: record a whole step, optimizer included, as a CUDA graph and replay it: a small model on a fast
                 GPU otherwise waits for the CPU to start its kernels. The model must not look at values on the way.
+            watch: called as `watch(updates, model, slots)` before the first update and after each: how many there have
+                been, the model with the stacked adapters in it, and which slots those are, in the stack's order (their
+                factors: `layer.factors(layer.adapter)`, `(K, r, in)` and `(K, out, r)`). It must not change anything.
 
         Returns:
             Each slot's history.
@@ -153,10 +157,12 @@ class Bank:
             racing = here = runs[accelerator.process_index::accelerator.num_processes]
             streams = {run.recipe.seed: task.batches(run.recipe.seed, recipe.batch_size) for run in here}
             wrappers = list(wrappers.values())
-            stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device, cuda_graph)
+            stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device, compile, cuda_graph)
             # One process shows a bar; tqdm takes None for "on a terminal only".
             hidden = (None if progress is None else not progress) if accelerator.is_main_process else True
             for step in tqdm(range(recipe.steps), disable=hidden, leave=False):
+                if step == 0:
+                    _show(stacks, watch, model, 0)
                 rung = halving is not None and step in halving.rungs
                 if rung or (evaluate_every and step % evaluate_every == 0):
                     for stack in stacks:
@@ -166,10 +172,11 @@ class Bank:
                         stack.unstack()
                     racing = _best(racing, step, halving.keep)
                     streams = {run.recipe.seed: streams[run.recipe.seed] for run in racing}
-                    stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device, cuda_graph)
+                    stacks = _stacks(racing, slots_at_once, list(streams), wrappers, accelerator.device, compile, cuda_graph)
                 batch = train.to_device(_joined([next(stream) for stream in streams.values()]), accelerator.device)
                 for stack in stacks:
                     stack.update(model, losses, batch, step)
+                _show(stacks, watch, model, step + 1)
             for stack in stacks:
                 stack.evaluate(model, task, recipe.steps)
                 stack.unstack()
@@ -268,10 +275,13 @@ class Stack:
         seeds: of the batches that `update` gets.
         wrappers: what holds the adapters in the model.
         device: where the model is.
+        compile: compile the optimizer's step.
         cuda_graph: replay a recorded step after the first few.
     """
 
-    def __init__(self, runs: list[Run], seeds: list[int], wrappers: list[nn.Module], device: torch.device, cuda_graph: bool):
+    def __init__(
+        self, runs: list[Run], seeds: list[int], wrappers: list[nn.Module], device: torch.device, compile: bool, cuda_graph: bool
+    ):
         self.runs, self.wrappers = runs, wrappers
         self.graph = torch.cuda.CUDAGraph() if cuda_graph else None
         self.recorded: tuple[Batch, list[Tensor]] | None = None  # where the graph reads the batch, and writes its results
@@ -285,12 +295,12 @@ class Stack:
 
         sizes = [len(list(same)) for _, same in itertools.groupby(runs, key=lambda run: run.kind)]
         ends = list(itertools.accumulate(sizes))
-        self.blocks = [Block("adapters", runs, rows, device) for rows in map(slice, [0, *ends], ends)]
+        self.blocks = [Block("adapters", runs, rows, device, compile) for rows in map(slice, [0, *ends], ends)]
         layers = zip(*(block.modules for block in self.blocks), strict=True)
         rates = zip(*([adapter.dropout for adapter in run.adapters] for run in runs), strict=True)  # by layer
         self.modules: list[nn.Module] = [StackedAdapters(parts, sizes, rate) for parts, rate in zip(layers, rates)]
         if len(runs[0].heads):
-            self.blocks.append(Block("heads", runs, slice(0, len(runs)), device))
+            self.blocks.append(Block("heads", runs, slice(0, len(runs)), device, compile))
             self.modules += [StackedHead(head, len(runs)) for head in self.blocks[-1].modules]
         clip = [math.inf if recipe.clip_norm is None else recipe.clip_norm for recipe in recipes]
         self.clip = torch.tensor(clip, dtype=self.blocks[0].moments.dtype, device=device)  # (K,)
@@ -337,7 +347,7 @@ class Stack:
         self.alive &= total.isfinite() & norm.isfinite()
         shrink = torch.where(self.clip < math.inf, (self.clip / (norm + 1e-6)).clamp(max=1.0), 1.0)  # (K,)
         for block, gradient in zip(self.blocks, gradients):
-            block.update(gradient * shrink[block.rows, None], self.alive[block.rows, None], self.at)
+            block.update(gradient, shrink[block.rows, None], self.alive[block.rows, None], self.at)
         return [total, norm]
 
     def _replay(self, model: nn.Module, losses: Callable, batch: Batch) -> list[Tensor]:
@@ -376,6 +386,14 @@ def _stacks(runs: list[Run], at_once: int | None, *where: Any) -> list[Stack]:
     runs = sorted(runs, key=lambda run: run.kind)
     at_once = at_once or max(1, len(runs))
     return [Stack(runs[i:i + at_once], *where) for i in range(0, len(runs), at_once)]
+
+
+def _show(stacks: list[Stack], watch: Callable | None, model: nn.Module, updates: int) -> None:
+    """Let `watch` look at each stack."""
+    for stack in stacks if watch else ():
+        stack.install()
+        with torch.no_grad():
+            watch(updates, model, [run.slot for run in stack.runs])
 
 
 def _joined(batches: list[Batch]) -> Batch:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from . import fused
+
 
 def adapted_linear(
     x: Tensor,
@@ -55,22 +57,23 @@ def adapted_linear(
     if drops:
         up = up / (1.0 - dropout)  # out × r numbers instead of tokens × in
 
+    trained_base = weight.requires_grad or (bias is not None and bias.requires_grad)
     *batch, in_features = x.shape
     slots = math.prod(down.shape[:-2])
-    if down.dim() == 2:
-        x = x.reshape(-1, in_features)  # (n, in)
-    else:
+    if down.dim() > 2:
         if not batch or batch[0] % slots:
             raise ValueError(
                 f"{slots} adapters share this layer, so the first axis of x must be a multiple of {slots}; "
                 f"x has shape {(*batch, in_features)}"
             )
-        x = x.reshape(slots, -1, in_features)  # (K, n, in)
         down, up = down.flatten(0, -3), up.flatten(0, -3)  # (K, r, in), (K, out, r)
         gain = None if gain is None else gain.flatten(0, -2)  # (K, out)
-    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - dropout) if drops else None  # (*K, n, in)
+    if gain is None and not drops and not trained_base and fused.usable(x, weight, down):
+        one = down.dim() == 2
+        return fused.fused_linear(x, weight, bias, down[None] if one else down, up[None] if one else up)
 
-    trained_base = weight.requires_grad or (bias is not None and bias.requires_grad)
+    x = x.reshape(*down.shape[:-2], -1, in_features)  # (*K, n, in)
+    keep = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - dropout) if drops else None  # (*K, n, in)
     function = _plain if trained_base else _AdaptedLinear.apply
     return function(x, weight, bias, down, up, gain, keep).reshape(*batch, weight.shape[0])
 

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ class Block:
         runs: of a stack's slots.
         rows: which of the runs.
         device: to train on.
+        compile: whether to compile the optimizer's step, which makes one kernel of it.
 
     Attributes:
         modules: the runs' modules, stacked.
@@ -88,16 +89,18 @@ class Block:
         moments: the optimizer's, `(moments, K, P)`, in fp32 or better, as all arithmetic with them.
     """
 
-    def __init__(self, part: str, runs: "Sequence[Run]", rows: slice, device: torch.device):
+    def __init__(self, part: str, runs: "Sequence[Run]", rows: slice, device: torch.device, compile: bool = False):
         self.part, self.runs, self.rows = part, runs[rows], rows
         recipes, members = [run.recipe for run in self.runs], [getattr(run, part) for run in self.runs]
-        self.optimizer = recipes[0].optimizer
+        rule = recipes[0].optimizer
+        self.step = torch.compile(_step, dynamic=False) if compile else _step
+        self.rule = UPDATES[rule]
         parameters = list(members[0].parameters())
         self.sizes = [parameter.numel() for parameter in parameters]
         flat = [torch.cat([p.detach().flatten() for p in member.parameters()]) for member in members]  # (P,) each
         self.weights = torch.stack(flat).to(device)  # (K, P)
         exact = torch.promote_types(self.weights.dtype, torch.float32)
-        self.moments = torch.zeros(MOMENTS[self.optimizer], *self.weights.shape, dtype=exact, device=device)
+        self.moments = torch.zeros(MOMENTS[rule], *self.weights.shape, dtype=exact, device=device)
         for run, moments in zip(self.runs, self.moments.unbind(1)):  # (moments, P) each
             if part in run.moments:
                 moments.copy_(run.moments[part])
@@ -129,16 +132,13 @@ class Block:
             parameter.grad = None
 
     @torch.no_grad()
-    def update(self, gradient: Tensor, alive: Tensor, step: Tensor) -> None:
-        """One step of the optimizer down `gradient` `(K, P)`. Rows that are not `alive`, `(K, 1)`, stay as they are.
+    def update(self, gradient: Tensor, shrink: Tensor, alive: Tensor, at: Tensor) -> None:
+        """One step of the optimizer down `shrink` · `gradient`, `(K, 1)` and `(K, P)`.
 
-        `step` is `(1,)`, on the device.
+        Rows that are not `alive`, `(K, 1)`, stay as they are. `at` is which step it is, `(1,)`, on the device.
         """
-        at = SimpleNamespace(**{name: table.index_select(0, step)[0] for name, table in self.settings.items()})  # (K, 1) each
-        at.rate = torch.where(alive, at.rate * self.ratio, 0.0)  # (K, 1), or (K, P) with LoRA+
-        weights = self.weights.to(gradient.dtype)  # itself, but of a bf16 base's head
-        UPDATES[self.optimizer](weights, torch.where(alive, gradient, 0.0), self.moments, at)
-        self.weights.copy_(weights)
+        now = {name: table.index_select(0, at)[0] for name, table in self.settings.items()}  # (K, 1) each
+        self.step(self.rule, self.weights, gradient, self.moments, shrink, alive, self.ratio, now)
 
     @torch.no_grad()
     def unstack(self) -> None:
@@ -177,6 +177,18 @@ def settings(recipes: Sequence[Recipe]) -> dict[str, Tensor]:
     }
     return {name: torch.as_tensor(value, dtype=torch.float64).expand(len(steps), len(recipes))[..., None]
             for name, value in values.items()}
+
+
+def _step(
+    rule: Callable, weights: Tensor, gradient: Tensor, moments: Tensor, shrink: Tensor, alive: Tensor, ratio: Tensor | float,
+    now: dict[str, Tensor],
+) -> None:
+    """An optimizer's step, of the rows that are alive; see `Block.update`."""
+    at = SimpleNamespace(**now)
+    at.rate = torch.where(alive, at.rate * ratio, 0.0)  # (K, 1), or (K, P) with LoRA+
+    new = weights.to(gradient.dtype)  # itself, but of a bf16 base's head
+    rule(new, torch.where(alive, gradient * shrink, 0.0), moments, at)
+    weights.copy_(new)
 
 
 def _sgd(weights: Tensor, gradient: Tensor, moments: Tensor, at: SimpleNamespace) -> None:

@@ -6,4 +6,5 @@ from .minilm import minilm as minilm
 from .minilm import tokenize as tokenize
 from .task import ClassificationTask as ClassificationTask
 from .task import Task as Task
+from .teacher_student import teacher_student as teacher_student
 from .text import text as text
