@@ -223,7 +223,8 @@ MOMENTS = {  # and how many cells are then kept
 @pytest.mark.parametrize("when", MOMENTS)
 def test_a_killed_run_leaves_a_whole_record(tmp_path, calls, when):
     kept = MOMENTS[when]
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, when, str(tmp_path / "cut")]
     died = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert died.returncode == 9, died.stderr.decode()
