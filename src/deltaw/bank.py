@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from . import train
+from . import fused, train
 from .adapters import Spec
 from .attach import attach, detach
 from .stacked import UPDATES, Block, StackedAdapters, StackedHead
@@ -280,7 +280,8 @@ class Stack:
     """
 
     def __init__(
-        self, runs: list[Run], seeds: list[int], wrappers: list[nn.Module], device: torch.device, compile: bool, cuda_graph: bool
+        self, runs: list[Run], seeds: list[int], wrappers: list[nn.Module], device: torch.device,
+        compile: bool, cuda_graph: bool,
     ):
         self.runs, self.wrappers = runs, wrappers
         self.graph = torch.cuda.CUDAGraph() if cuda_graph else None
@@ -318,7 +319,8 @@ class Stack:
         self.install()
         self.at.fill_(step)
         warm = len(self.losses) >= WARM_UP
-        results = self._replay(model, losses, batch) if self.graph and warm else self._step(model, losses, batch)
+        with fused.enabled(self.graph is not None):
+            results = self._replay(model, losses, batch) if self.graph and warm else self._step(model, losses, batch)
         if step == 0:
             train.warn_of_the_unreached(model)
         for block in self.blocks:

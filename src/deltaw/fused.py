@@ -6,11 +6,15 @@ A block of y needs its rows of x from the first column to the last. While they p
 `down` as well, at the price of r columns beside the block's 128; h upᵀ is then one small product more before the block
 is written. The gradient for x is the same formula with other letters, so the same kernel computes it.
 
-Triton comes with PyTorch for CUDA. Without it, and wherever `usable` says no, `linear.py` takes PyTorch's own products.
+They are for CUDA graphs (`enabled`): launched one at a time, such a kernel costs the CPU some 0.2 ms, more than it saves
+the GPU. Triton comes with PyTorch for CUDA. Without it, and wherever `usable` says no, `linear.py` takes PyTorch's own
+products.
 """
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 MAX_RANK = 64  # wider factors are no small addition to a block's columns
 MIN_TOKENS = 64  # a slot's; fewer do not fill a block
+MAX_WIDTH = 2048  # measured up to 1536; the wider the layer, the less there is to save beside its own product
 
 
 def _has_triton() -> bool:
@@ -32,17 +37,30 @@ def _has_triton() -> bool:
 
 
 HAS_TRITON = _has_triton()
+_enabled = False
+
+
+@contextmanager
+def enabled(on: bool = True) -> Iterator[None]:
+    """Within, and if `on`, `adapted_linear` takes the fused products wherever they are usable."""
+    global _enabled
+    before, _enabled = _enabled, on
+    try:
+        yield
+    finally:
+        _enabled = before
 
 
 def usable(x: Tensor, weight: Tensor, down: Tensor) -> bool:
-    """Whether `fused_linear` takes these: 16-bit x `(…, in)`, on a Hopper GPU or newer; see `adapted_linear`."""
+    """Whether `adapted_linear` is to take the fused products: enabled, a 16-bit x `(…, in)`, a Hopper GPU or newer."""
     return (
-        HAS_TRITON
+        _enabled
+        and HAS_TRITON
         and x.is_cuda
         and x.dtype in (torch.bfloat16, torch.float16)
         and 0 < down.shape[-2] <= MAX_RANK
         and x.numel() >= MIN_TOKENS * x.shape[-1] * (down.shape[0] if down.dim() > 2 else 1)
-        and all(size % 8 == 0 for size in weight.shape)  # rows begin at multiples of 16 bytes
+        and all(size % 8 == 0 and size <= MAX_WIDTH for size in weight.shape)  # rows begin at multiples of 16 bytes
         and torch.cuda.get_device_capability(x.device) >= (9, 0)
     )
 

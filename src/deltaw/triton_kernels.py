@@ -97,6 +97,8 @@ def sum_over_tokens(h: Tensor, x: Tensor) -> Tensor:
     parts = max(1, min(triton.cdiv(tokens, rows), _processors(x.device) // (slots * across)))
     stretch = triton.cdiv(triton.cdiv(tokens, parts), rows) * rows
     parts = triton.cdiv(tokens, stretch)
-    out = x.new_empty(parts, slots, rank, width, dtype=torch.float32)
-    _sum_over_tokens[(across, slots, parts)](h, x, out, tokens, width, stretch, rank, rows, columns, num_warps=4, num_stages=3)
+    out = x.new_empty(parts, slots, rank, width, dtype=torch.float32)  # (parts, K, R, c)
+    _sum_over_tokens[(across, slots, parts)](
+        h, x, out, tokens, width, stretch, rank, rows, columns, num_warps=4, num_stages=3,
+    )
     return out.sum(0) if parts > 1 else out[0]

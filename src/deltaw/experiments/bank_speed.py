@@ -20,6 +20,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,12 @@ QUICK = Settings(slots=(1, 2), compiled_slots=(), rounds=2, steps=1, batch=2, le
 
 
 def cells(settings: Settings) -> list[dict]:
-    single = [{"arm": arm, "slots": 1, "compiled": compiled} for compiled in (False, True) for arm in ("fit", "PEFT", "PEFT bf16")]
+    single = [{"arm": arm, "slots": 1, "compiled": compiled}
+              for compiled in (False, True) for arm in ("fit", "PEFT", "PEFT bf16")]
     eager = [{"arm": arm, "slots": slots, "compiled": False}
              for slots in settings.slots for arm in ("floor", "bank", "bank, eager launches")]
-    compiled = [{"arm": arm, "slots": slots, "compiled": True} for slots in settings.compiled_slots for arm in ("floor", "bank")]
+    compiled = [{"arm": arm, "slots": slots, "compiled": True}
+                for slots in settings.compiled_slots for arm in ("floor", "bank")]
     return [cell for cell in single if settings.compiled_slots or not cell["compiled"]] + eager + compiled
 
 
@@ -125,7 +128,7 @@ def rounds(settings: Settings, step: Callable[[], None], device: str) -> list[fl
         for _ in range(settings.steps):
             step()
         times.append(now(device))
-    return [(end - start) / settings.steps for start, end in zip(times, times[1:])]
+    return [(end - start) / settings.steps for start, end in pairwise(times)]
 
 
 def base(settings: Settings, device: str) -> nn.Module:
@@ -167,7 +170,7 @@ def trainers(device: str) -> str | None:
 
 
 def _rounds_of(task: Clock, settings: Settings) -> list[float]:
-    return [(end - start) / settings.steps for start, end in zip(task.times, task.times[1:])]
+    return [(end - start) / settings.steps for start, end in pairwise(task.times)]
 
 
 def bank(slots: int, compiled: bool, settings: Settings, device: str, cuda_graph: bool = True) -> list[float]:
@@ -215,4 +218,5 @@ def one_peft_bf16(slots: int, compiled: bool, settings: Settings, device: str) -
     return one_peft(slots, compiled, settings, device, in_bf16=True)
 
 
-ARMS = {"floor": floor, "bank": bank, "bank, eager launches": bank_launched, "fit": one_fit, "PEFT": one_peft, "PEFT bf16": one_peft_bf16}
+ARMS = {"floor": floor, "bank": bank, "bank, eager launches": bank_launched,
+        "fit": one_fit, "PEFT": one_peft, "PEFT bf16": one_peft_bf16}
