@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 # The files of this folder, and the chapter that each belongs to.
 CHAPTERS = {
     "initialization": "02_initialization",
+    "dynamics": "03_dynamics",
     "vera": "04_vera",
     "dora": "05_dora",
     "moslora_appendix": "07_moslora_appendix",
     "moslora_symmetry": "07_moslora_appendix",
     "moslora": "07_moslora_appendix",
+    "cost": "09_cost",
 }
 SCOPES = ("proved", "measured at this scale")
 
