@@ -48,7 +48,7 @@ def test_quick_runs_and_its_cells_do_not_depend_on_their_order(module, tmp_path)
     table = results.load(path.stem, folder=path.parent)
     front = list(dict.fromkeys(key for cell in module.cells(module.QUICK) for key in cell))
     assert list(table.columns)[:len(front)] == front and len(table.columns) > len(front)
-    if getattr(module, "TIMED", False):
+    if getattr(module, "TIMED", False) or len(table.attrs["manifest"]["cells"]) == 1:
         return
     backward = ModuleType(name)
     backward.__dict__.update({key: getattr(module, key) for key in ("Settings", "QUICK", "data", "measure")})

@@ -20,7 +20,7 @@ An experiment is a module with
 from importlib import import_module
 from types import ModuleType
 
-NAMES = ("init_width", "init_text", "bank_speed")
+NAMES = ("init_width", "init_text", "mixers", "vera_budget", "bank_speed", "code_lm")
 
 
 def experiment(name: str) -> ModuleType:

@@ -1,5 +1,6 @@
 """What is learnt: one file a task."""
 
+from .code_lm import code_lm as code_lm
 from .digits import digits as digits
 from .docstrings import docstrings as docstrings
 from .minilm import minilm as minilm
