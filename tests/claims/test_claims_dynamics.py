@@ -165,6 +165,16 @@ WRONG = [
 ]
 
 
+def test_lora_plus_is_counted_among_the_exponents(monkeypatch):
+    """Were its powers the theory's, the claim that six of them are not would fail."""
+    table = dyn.fitted()
+    plus = table.start == dyn.PLUS_ARM
+    assert plus.sum() == 2 * 3 * 6
+    monkeypatch.setattr(dyn, "fitted", lambda: table.assign(exponent=table.exponent.where(~plus, table.theory)))
+    with pytest.raises(ClaimFailed, match="LoRA"):
+        dyn.record_exponents()
+
+
 @pytest.mark.parametrize("check, wrong", WRONG)
 def test_a_wrong_statement_is_found_out(check, wrong):
     with pytest.raises(ClaimFailed):
