@@ -26,7 +26,8 @@ def test_the_full_record_is_large_enough():
     full = Settings()
     assert len(full.coarse) >= 8 and len(full.tune_seeds) >= 5 and len(full.report_seeds) >= 10 and full.fine == 1
     rows = {row.name: row.spec(0) for row in mixers.rows(full)}
-    assert len(rows) == 1 + 2 * 4 and mixers.cells(full) == [{"task": "cola"}]
+    assert len(rows) == 1 + 2 * 4 and mixers.cells(full) == [{"task": "cola"}, {"task": "code_lm"}]
+    assert len(full.code_coarse) >= 8 and full.of("code_lm").coarse == full.code_coarse
     assert all(isinstance(spec, MoSLoRA) != (row == LORA) for row, spec in rows.items())
     assert rows[name("orthogonal", False)] == MoSLoRA(8, mixer="orthogonal", train_mixer=False)
 
@@ -40,20 +41,32 @@ def test_the_fixed_identity_is_lora_to_the_last_bit(record):
 
 def test_the_quick_run_has_every_row_at_every_rate(record):
     grid = record[record["phase"] == "coarse"]
-    assert len(grid) == 5 * 2 and set(grid["rate"]) == set(QUICK.coarse)
-    own = record[record["phase"] == "report"].groupby("row")["seed"].unique().map(tuple)
-    assert len(own) == 5 and set(own) == {QUICK.report_seeds}
-    counts = record.groupby("row")[["parameters", "with_head"]].first()
-    assert counts["parameters"].to_dict() == {
-        LORA: 165888, **{name(m, trained): 165888 + 36 * 16 * trained for m in QUICK.mixers for trained in (False, True)}}
-    assert set(counts["with_head"] - counts["parameters"]) == {385 * 8}
-    assert np.isfinite(record.filter(like="/")).all(axis=None)
+    assert len(grid) == 2 * 5 * 2 and set(grid["rate"]) == set(QUICK.coarse) == set(QUICK.code_coarse)
+    own = record[record["phase"] == "report"].groupby(["task", "row"])["seed"].unique().map(tuple)
+    assert len(own) == 2 * 5 and set(own) == {QUICK.report_seeds}
+    counts = record.groupby(["task", "row"])[["parameters", "with_head"]].first()
+    for task, lora, layers, head in (("docstrings", 165888, 36, 385 * 8), ("code_lm", 10240, 14, 0)):
+        assert counts.loc[task, "parameters"].to_dict() == {
+            LORA: lora, **{name(m, each): lora + layers * 16 * each for m in QUICK.mixers for each in (False, True)}}
+        assert set(counts.loc[task, "with_head"] - counts.loc[task, "parameters"]) == {head}
+        measured = ["report/loss", "tune/loss", *(["python/loss"] if task == "code_lm" else ["report/accuracy"])]
+        assert np.isfinite(record.loc[record["task"] == task, measured]).all(axis=None)
     assert record.attrs["manifest"]["data"] == mixers.data(QUICK)
 
 
 def test_the_analysis_takes_the_quick_record(record):
-    assert len(mixers.curves(record)) == 10 and len(mixers.chosen(record)) == 5 and len(mixers.confound(record)) == 5
-    assert len(mixers.differences(record)) == len(mixers.differences_at_one_rate(record)) == 4
+    assert len(mixers.curves(record)) == 20 and len(mixers.chosen(record)) == 10 and len(mixers.confound(record)) == 10
+    assert len(mixers.differences(record)) == len(mixers.differences_at_one_rate(record)) == 8
+
+
+def test_blocks_of_the_reported_loss_are_kept(record):
+    code = record[record["task"] == "code_lm"]
+    assert code.loc[code["phase"] == "coarse", "report/blocks"].isna().all()
+    for _, run in code[code["phase"] != "coarse"].iterrows():
+        blocks = np.array(run["report/blocks"].split(), float)
+        assert len(blocks) == QUICK.code_blocks and blocks.mean() == pytest.approx(run["report/loss"], abs=1e-6)
+    others = record[record["task"] == "docstrings"]
+    assert (others["report/predicted"].notna() == (others["phase"] != "coarse")).all()
 
 
 def table(seeds=10):

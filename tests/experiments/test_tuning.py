@@ -12,8 +12,9 @@ from scipy import stats
 import deltaw as dw
 from deltaw.experiments import trained, verdicts
 from deltaw.experiments.ends import FullLinear, HeadOnly
-from deltaw.experiments.trained import Size, parts
-from deltaw.experiments.tuning import Budget, Row, choices, measure_of, search
+from deltaw.experiments.subjects import Subject
+from deltaw.experiments.trained import Size, out_of_memory, parts, tuned
+from deltaw.experiments.tuning import Budget, Budgets, Row, choices, measure_of, search
 from deltaw.tasks import digits
 from deltaw.train import Recipe, fit
 
@@ -98,6 +99,15 @@ def test_without_a_fine_pass_the_grid_is_all():
     assert set(table["phase"]) == {"coarse", "report"} and choices(table, "accuracy") == {"a": 1e-3}
 
 
+def test_each_kind_of_task_has_its_budget():
+    budgets = Budgets(coarse=(1e-3, 1e-2), steps=7, warmup_steps=1, digits_steps=5, digits_warmup_steps=2, code_length=64)
+    digits_own, code, text = (budgets.of(task) for task in ("digits", "code_lm", "sst2"))
+    assert text == budgets and (text.steps, text.length) == (7, 32)
+    assert (digits_own.steps, digits_own.warmup_steps, digits_own.length, digits_own.coarse) == (5, 2, 1, (1e-3, 1e-2))
+    assert (code.steps, code.length, code.share, code.coarse) == (200, 64, 0.06, Budget.coarse)
+    assert code.report_seeds == text.report_seeds and code.of("code_lm") == code
+
+
 @pytest.mark.parametrize("settings", [
     {"coarse": (1e-3,)}, {"coarse": (1e-2, 1e-3)}, {"coarse": (1e-3, 0.01234)}, {"fine": 4}, {"spacing": 1.0},
     {"further": -1}, {"report_seeds": (100, 1)}, {"report_seeds": (1,)}])
@@ -120,7 +130,7 @@ def test_rows_are_grouped_by_rank_and_gain_and_one_rate_and_seed_stay_together(m
     monkeypatch.setattr(trained, "SLOTS", 5)
     small, large, gain = Size(1, 1, 8, 1, False), Size(1, 1, 64, 1, False), Size(1, 1, 8, 1, True)
     runs = [(size, 1e-3, seed) for size in (small, small, large, gain) for seed in range(4)]
-    found = parts(runs, PLAN, "cpu")
+    found = parts(runs, Subject(None, PLAN, "accuracy"), "cpu")
     assert sorted(i for part in found for i in part) == list(range(16))
     assert sorted(map(len, found)) == [4, 4, 4, 4]
     assert all(len({runs[i][0].group for i in part}) == 1 for part in found)
@@ -137,6 +147,53 @@ def test_sizes():
         assert (size.parameters, size.with_head, size.rank, size.gain) == (parameters, parameters + head, rank, False)
     assert Size.of(model, dw.DoRA(dw.LoRA(4)), ()).gain
     assert not hasattr(model, "_deltaw")
+
+
+SMALL = Budgets(coarse=(1e-3, 1e-2), fine=1, further=0, tune_seeds=(100,), report_seeds=(0, 1, 2), digits_steps=4,
+                digits_warmup_steps=1)
+ROWS = [Row("LoRA", lambda seed: dw.LoRA(2)), Row("MoSLoRA", lambda seed: dw.MoSLoRA(4), scale="s = 1")]
+
+
+@pytest.fixture(scope="module")
+def small():
+    return pd.DataFrame(tuned(ROWS, "digits", SMALL, "cpu"))
+
+
+def test_examples_are_kept_of_the_reporting_runs_and_say_what_was_measured(small):
+    kept = small[small["phase"] == "report"]
+    assert len(kept) == 6 and small.loc[small["phase"] == "coarse", "report/predicted"].isna().all()
+    for _, run in kept.iterrows():
+        right = np.mean([a == b for a, b in zip(run["report/predicted"], run["report/labels"], strict=True)])
+        assert right == pytest.approx(run["report/accuracy"]) and len(run["report/labels"]) == 500
+    assert kept["report/labels"].nunique() == 1 and kept["report/predicted"].nunique() > 1
+
+
+def test_where_memory_ends_a_part_is_halved_and_no_run_is_lost(small, monkeypatch):
+    fitted, fit_bank = [], dw.Bank.fit
+
+    def fit_at_most_two(bank, *args, **options):
+        fitted.append(len(bank.slots))
+        if len(bank.slots) > 2:
+            try:
+                raise torch.OutOfMemoryError("for five slots there is none")
+            except RuntimeError:
+                raise RuntimeError("capture failed")  # as the end of a recording does
+        return fit_bank(bank, *args, **options)
+
+    monkeypatch.setattr(dw.Bank, "fit", fit_at_most_two)
+    again = pd.DataFrame(tuned(ROWS, "digits", SMALL, "cpu"))
+    assert fitted[:3] == [4, 2, 2]
+    pd.testing.assert_frame_equal(again.drop(columns="report/predicted"), small.drop(columns="report/predicted"), rtol=1e-3)
+
+
+def test_an_error_that_is_not_of_memory_is_raised(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(dw.Bank, "fit", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        tuned(ROWS, "digits", SMALL, "cpu")
+    assert out_of_memory(torch.OutOfMemoryError()) and not out_of_memory(RuntimeError()) and not out_of_memory(None)
 
 
 @pytest.mark.parametrize(("spec", "trained_layers"), [(HeadOnly(), []), (FullLinear(), ["hidden1", "hidden2"])])

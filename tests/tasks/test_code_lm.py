@@ -49,8 +49,14 @@ def test_every_set_is_measured_once_in_one_pass(task):
 def test_blocks_are_parts_of_a_set(task):
     blocks = code_lm(BASE, OPTIONS, sets=("tune", "python"), windows=32, blocks=4, device="cpu")
     metrics = blocks.metrics(torch.arange(64.0), torch.tensor([0] * 32 + [1] * 32))
-    assert metrics["loss"] == metrics["tune/loss"] == 15.5 and len(metrics) == 3 + 8
-    assert [metrics[f"python/loss/{i}"] for i in range(4)] == [35.5, 43.5, 51.5, 59.5]
+    assert metrics == {"loss": 15.5, "tune/loss": 15.5, "python/loss": 47.5}
+    assert metrics.examples.keys() == {"tune/blocks", "python/blocks"}
+    assert metrics.examples["python/blocks"] == "35.500000 43.500000 51.500000 59.500000"
+
+
+def test_the_target_is_reported_under_the_search_s_name_too(task):
+    both = code_lm(BASE, OPTIONS, sets=("report", "tune"), windows=32, device="cpu")
+    assert torch.equal(both.held_out["report"], task.held_out["target"]) and list(both.held_out) == ["report", "tune"]
 
 
 def test_the_loss_is_transformers_own(task):
@@ -152,7 +158,8 @@ def test_the_plain_loop_has_a_speed(task):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"sets": ()}, "sets"), ({"sets": ("target", "target")}, "sets"), ({"sets": ("c++",)}, "'target', 'tune', 'python'"),
+    ({"sets": ()}, "sets"), ({"sets": ("target", "target")}, "sets"),
+    ({"sets": ("c++",)}, "'target', 'report', 'tune', 'python'"),
     ({"windows": 0}, "windows"), ({"blocks": -1}, "blocks"), ({"blocks": 5, "windows": 4}, "4 examples only"),
     ({"base": dataclasses.replace(BASE, length=2_000_000)}, "too few")])
 def test_bad_arguments_are_named(options, words):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deltaw.tasks import digits
-from deltaw.tasks.digits import _images
+from deltaw.tasks.digits import _images, fingerprint
 from deltaw.train import Recipe, evaluate, fit
 
 
@@ -67,6 +67,10 @@ def test_the_base_knows_upright_digits_and_not_turned_ones(task):
 def test_training_teaches_the_turned_ones(task):
     history = fit(task.model(), task, Recipe(steps=300, learning_rate=1e-3), device="cpu")
     assert history.metrics["accuracy"] > 0.7
+
+
+def test_the_fingerprint_is_of_all_images():
+    assert fingerprint() == fingerprint(90) != fingerprint(45) and len(fingerprint()) == 64
 
 
 def test_width_is_the_network_s():

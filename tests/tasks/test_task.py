@@ -1,6 +1,7 @@
 """What every in-memory classification task promises."""
 
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from deltaw.tasks import ClassificationTask
+from deltaw.tasks.task import characters
 
 
 @pytest.fixture
@@ -75,6 +77,22 @@ def test_metrics_on_a_case_done_by_hand(task):
     metrics = task.metrics(logits, torch.tensor([0, 1, 2, 2]))
     assert metrics["accuracy"] == 0.75
     assert metrics["loss"] == pytest.approx(-torch.log(torch.tensor([0.5, 0.8, 0.2, 0.5])).mean().item())
+
+
+def test_two_sets_are_measured_each_by_itself(task):
+    both = task.for_tuning(0.25, report=True)
+    n = len(task.train["labels"])
+    assert both.sets == {"tune": round(n / 4), "report": 7} and len(both.train["labels"]) == n - round(n / 4)
+    logits = torch.randn(round(n / 4) + 7, 3, generator=torch.Generator().manual_seed(0))
+    found, parts = both.metrics(logits, both.held_out["labels"]), logits.split(list(both.sets.values()))
+    for part, own, alone in zip(both.sets, parts, (task.for_tuning(0.25), task)):
+        expected = alone.metrics(own, alone.held_out["labels"])
+        assert {name: found[f"{part}/{name}"] for name in expected} == expected
+    assert found.examples == {"report/predicted": "".join(map(str, parts[1].argmax(1).tolist())),
+                              "report/labels": "".join(map(str, task.held_out["labels"].tolist()))}
+    again = pickle.loads(pickle.dumps(found))
+    assert again == found and again.examples == found.examples
+    assert characters(torch.tensor([0, 9, 10])) == "09:"
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])

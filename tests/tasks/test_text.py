@@ -232,6 +232,10 @@ def test_two_sets_in_one_pass_measure_what_each_does_alone(cola):
     model = cola.model().double()
     found = evaluate(model, both, batch_size=4)  # a batch that has examples of both
     assert found.keys() == {f"{part}/{name}" for part in ("tune", "report") for name in ("loss", "accuracy", "matthews")}
+    labels = "".join(map(str, report.held_out["labels"].tolist()))
+    assert found.examples.keys() == {"report/predicted", "report/labels"} and found.examples["report/labels"] == labels
+    right = [a == b for a, b in zip(found.examples["report/predicted"], labels, strict=True)]
+    assert sum(right) / 7 == pytest.approx(found["report/accuracy"])
     for part, task in (("tune", tune), ("report", report)):
         alone = evaluate(model, task)
         assert {name: found[f"{part}/{name}"] for name in alone} == pytest.approx(alone) and len(alone) == 3

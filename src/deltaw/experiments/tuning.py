@@ -16,7 +16,7 @@ the same for all rows. The runs are made in `trained.py`; what follows from them
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -90,6 +90,52 @@ class Budget:
 def rounded(rate: float) -> float:
     """To three digits: what is asked for again is the same number."""
     return float(f"{rate:.3g}")
+
+
+@dataclass(frozen=True)
+class Budgets(Budget):
+    """Of several kinds of tasks: `Budget`'s fields are for text; `digits_…` and `code_…` take their place, see `of`.
+
+    Attributes:
+        digits_steps, …: for "digits", whose image is one token.
+        code_coarse, …: for "code_lm", whose example is `code_length` tokens.
+        code_size: of the base, as in `deltaw.tasks.code_base.Base`, and base_steps, base_batch, deterministic.
+        code_windows, code_blocks: of each set that is measured, and in how many parts of them losses are kept.
+        packages, headers, vocabulary, code_share: the corpus, as in `deltaw.tasks.code_tokens.Options`.
+    """
+
+    digits_steps: int = 300
+    digits_warmup_steps: int = 15
+    digits_length: int = 1
+    code_coarse: tuple[float, ...] = Budget.coarse
+    code_steps: int = 200
+    code_warmup_steps: int = 10
+    code_batch_size: int = 16
+    code_length: int = 256
+    code_size: str = "45m"
+    base_steps: int = 3000
+    base_batch: int = 256
+    deterministic: bool = True
+    code_windows: int = 512
+    code_blocks: int = 32
+    packages: tuple[str, ...] = ()
+    headers: tuple[str, ...] = ()
+    vocabulary: int = 8192
+    code_share: float = 0.06
+
+    def of(self, task: str) -> "Budgets":
+        """The budget of a task: `code_steps` of "code_lm" is called `steps`, and so on."""
+        prefix = {"digits": "digits_", "code_lm": "code_"}.get(task)
+        names = [each.name for each in fields(Budget) if hasattr(self, f"{prefix}{each.name}")]
+        return replace(self, **{name: getattr(self, f"{prefix}{name}") for name in names})
+
+
+# `Budgets`' fields for a `QUICK`: packages that deltaw's own dependencies bring to every machine, the same as of the
+# experiment `code_lm`, so that a process reads them once.
+SMALL_CODE = {
+    "code_length": 32, "code_size": "tiny", "base_steps": 30, "base_batch": 16, "code_windows": 48, "code_blocks": 4,
+    "packages": ("filelock", "fsspec", "jinja2", "packaging", "tqdm"), "headers": ("numpy", "pyarrow"), "vocabulary": 512,
+    "code_share": 0.15}
 
 
 def measure_of(task: str) -> str:

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..adapters import LoRA, VeRA
-from ..tasks.text import fingerprint
 from . import verdicts
 from .ends import HeadOnly
-from .trained import text_task, tuned
-from .tuning import Budget, Row, measure_of
+from .subjects import hashes
+from .trained import tuned
+from .tuning import Budget, Row
 
 MARGIN = 0.01  # of a difference that does not matter, in Matthews' correlation or accuracy: one point
 HEAD = "head only"
@@ -61,7 +61,7 @@ def cells(settings: Settings) -> list[dict]:
 
 
 def data(settings: Settings) -> dict[str, str]:
-    return {task: fingerprint(task) for task in settings.tasks}
+    return hashes(settings.tasks, settings)
 
 
 def rows(family: str, settings: Settings) -> list[Row]:
@@ -76,8 +76,7 @@ def rows(family: str, settings: Settings) -> list[Row]:
 
 def measure(cell: dict, settings: Settings, device: str) -> list[dict]:
     """A row for each run: phase, rate, seed, what was trained, and what it measures on both sets."""
-    task = text_task(cell["task"], settings)
-    return tuned(rows(cell["family"], settings), task, settings, device, measure_of(cell["task"]))
+    return tuned(rows(cell["family"], settings), cell["task"], settings, device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from .code_base import Base, Pretrained, pretrain
 from .code_tokens import Corpus, Options, corpus
-from .task import Batch, Task
+from .task import Batch, Measured, Task
 
-SETS = {"target": "cpp-validation", "tune": "cpp-tune", "python": "python-validation"}  # and the streams they come from
+# And the streams they come from. "report" is the target, called as the search for a learning rate calls it.
+SETS = {"target": "cpp-validation", "report": "cpp-validation", "tune": "cpp-tune", "python": "python-validation"}
 WINDOWS = 512  # examples of each set, at most, unless told
 
 
@@ -72,14 +73,15 @@ class CodeTask(Task):
     def metrics(self, predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """The mean loss of each set, as "target/loss" and so on, and the first set's as "loss" too.
 
-        With `blocks` also that of each of a set's parts, "target/loss/0" and so on: neighbouring windows are of one file or
-        folder and resemble each other, so that these, and not single examples, are to be drawn in a bootstrap.
+        With `blocks`, `Measured.examples` has those of each set's parts, "target/blocks" and so on, numbers with a space
+        between them: neighbouring windows are of one file or folder and resemble each other, so that these, and not
+        single examples, are to be drawn in a bootstrap.
         """
         sets = [(name, predictions[labels == number].double()) for number, name in enumerate(self.held_out)]  # (n,) each
         metrics = {"loss": sets[0][1].mean().item()} | {f"{name}/loss": each.mean().item() for name, each in sets}
-        for name, each in sets if self.blocks else ():
-            metrics |= {f"{name}/loss/{i}": part.mean().item() for i, part in enumerate(each.tensor_split(self.blocks))}
-        return metrics
+        parts = {name: [part.mean().item() for part in each.tensor_split(self.blocks)] for name, each in sets if self.blocks}
+        blocks = {f"{name}/blocks": " ".join(f"{loss:.6f}" for loss in each) for name, each in parts.items()}
+        return Measured(metrics, blocks)
 
     def __repr__(self):
         sizes = ", ".join(f"{name}={len(ids)}" for name, ids in self.held_out.items())
@@ -123,8 +125,8 @@ def code_lm(
     Args:
         base: how the base is trained, the first time a model is asked for; None for `Base()`.
         options: what the corpus is made of; None for `Options()`, all that is installed.
-        sets: what is measured: "target" (headers, validation), "tune" (headers, to choose by) and "python" (what is
-            left of Python). The first one's loss is "loss".
+        sets: what is measured: "target" or "report" (headers, validation), "tune" (headers, to choose by) and "python"
+            (what is left of Python). The first one's loss is "loss".
         windows: examples of each set, at most.
         blocks: as in `CodeTask`; 0 for none.
         folder: where the corpus is kept; see `deltaw.tasks.code_tokens.corpus`.

@@ -1,6 +1,7 @@
 """Rotated digits: a small network knows upright handwritten digits, and has to learn turned ones."""
 
 import copy
+import hashlib
 from functools import lru_cache
 from numbers import Integral
 
@@ -65,6 +66,15 @@ def digits(angle: float = 90, width: int = 128, base_steps: int = 600) -> Digits
     if not -360 <= angle <= 360:
         raise ValueError(f"angle must be in degrees, -360 to 360, not {angle!r}")
     return DigitsTask(angle, width, base_steps)
+
+
+def fingerprint(angle: float = 90) -> str:
+    """SHA-256 of the images and labels of `digits(angle)`, of both sides."""
+    digest = hashlib.sha256()
+    for examples in _images(angle):
+        for name in ("pixels", "labels"):
+            digest.update(examples[name].numpy().tobytes())  # (n, 64), (n,)
+    return digest.hexdigest()
 
 
 def _images(angle: float) -> tuple[dict, dict]:

@@ -1,13 +1,25 @@
 """What is learnt: the contract of a task, and the classification tasks that fit in memory."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 Batch = dict[str, torch.Tensor]
+
+
+class Measured(dict[str, float]):
+    """Metrics, numbers by name, with what a record keeps of single examples.
+
+    Attributes:
+        examples: texts by name, such as one character an example: short enough to stand in a table's cell.
+    """
+
+    def __init__(self, metrics: dict[str, float], examples: dict[str, str]):
+        super().__init__(metrics)
+        self.examples = examples
 
 
 class Task:
@@ -48,6 +60,9 @@ class ClassificationTask(Task):
         train, held_out: tensors by name, the first axis the example; `labels` is int64 (n,), the others go to
             `model(**inputs)`, which returns logits (batch, num_labels).
         num_labels: the number of classes.
+
+    Attributes:
+        sets: name and size of each set that is validated on, one after the other, if there is more than one.
     """
 
     def __init__(self, train: Batch, held_out: Batch, num_labels: int):
@@ -57,22 +72,34 @@ class ClassificationTask(Task):
                 raise ValueError("a task needs training and validation examples, not none")
             if labels.min() < 0 or labels.max() >= num_labels:
                 raise ValueError(f"labels must be in 0 … {num_labels - 1}, not {labels.min()} … {labels.max()}")
-        self.train, self.held_out, self.num_labels = train, held_out, num_labels
+        self.train, self.held_out, self.num_labels, self.sets = train, held_out, num_labels, {}
 
-    def for_tuning(self, share: float = 0.2, seed: int = 0) -> "ClassificationTask":
+    def for_tuning(self, share: float = 0.2, seed: int = 0, report: bool = False) -> "ClassificationTask":
         """The same task with the training examples alone, split once more: the validation examples have no part
         in what is chosen on it.
 
         Args:
             share: of the training examples, held out; in (0, 1).
             seed: of the split.
+            report: measure the validation examples too, in the same pass. The metrics are then those of two sets,
+                "tune/accuracy", "report/accuracy", and so on: what is chosen on the one is reported on the other. Beside
+                them (`Measured.examples`) are "report/predicted" and "report/labels", the classes, "0" being the first
+                and each of the others the next character.
         """
         if not 0 < share < 1:
             raise ValueError(f"share must be in (0, 1), not {share!r}")
         order = torch.randperm(len(self.train["labels"]), generator=torch.Generator().manual_seed(seed))
         held_out, train = order.tensor_split([max(1, round(share * len(order)))])
+        return self._divided(train, held_out, report)
+
+    def _divided(self, train: Sequence[int], tune: Sequence[int], report: bool) -> "ClassificationTask":
+        """With the training examples of some rows, and those of others to be measured; see `for_tuning`."""
         task = copy.copy(self)
-        task.train, task.held_out = ({name: tensor[rows] for name, tensor in self.train.items()} for rows in (train, held_out))
+        task.train, held_out = ({name: tensor[rows] for name, tensor in self.train.items()} for rows in (train, tune))
+        task.held_out, task.sets = held_out, {}
+        if report:
+            task.held_out = {name: torch.cat([held_out[name], tensor]) for name, tensor in self.held_out.items()}  # (n, …)
+            task.sets = {"tune": len(tune), "report": len(self.held_out["labels"])}
         return task
 
     def batches(self, seed: int, batch_size: int) -> Iterator[Batch]:
@@ -105,10 +132,25 @@ class ClassificationTask(Task):
         return model(**inputs)
 
     def metrics(self, predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Mean cross-entropy and accuracy of logits (n, num_labels) for labels (n,)."""
+        """Mean cross-entropy and accuracy of logits (n, num_labels) for labels (n,); of each set, if there are several."""
+        if not self.sets:
+            return self._of_one_set(predictions, labels)
+        sizes, metrics, examples = list(self.sets.values()), {}, {}
+        for part, *one in zip(self.sets, predictions.split(sizes), labels.split(sizes), strict=True):
+            metrics |= {f"{part}/{name}": value for name, value in self._of_one_set(*one).items()}
+            if part == "report":
+                examples = {"report/predicted": characters(one[0].argmax(dim=-1)), "report/labels": characters(one[1])}
+        return Measured(metrics, examples)
+
+    def _of_one_set(self, predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         accuracy = (predictions.argmax(dim=-1) == labels).double().mean()
         return {"loss": F.cross_entropy(predictions.double(), labels).item(), "accuracy": accuracy.item()}
 
     def __repr__(self):
         sizes = f"train={len(self.train['labels'])}, validation={len(self.held_out['labels'])}"
         return f"{type(self).__name__}({sizes}, num_labels={self.num_labels})"
+
+
+def characters(classes: torch.Tensor) -> str:
+    """Classes (n,) as n characters: "0" for the first, and so on."""
+    return "".join(chr(ord("0") + each) for each in classes.tolist())

@@ -1,6 +1,5 @@
 """Text classification from the Hub, or from a local folder of parquet files."""
 
-import copy
 import hashlib
 import json
 import os
@@ -49,7 +48,6 @@ class TextTask(ClassificationTask):
     Attributes:
         sentences: of the training examples, in their order.
         dropped: how many validation sentences were left out.
-        sets: name and size of each set that is validated on, one after the other, if there is more than one.
     """
 
     def __init__(self, name: str, train: Examples, held_out: Examples, num_labels: int, length: int):
@@ -60,7 +58,7 @@ class TextTask(ClassificationTask):
         super().__init__(*({**tokenize(sentences, length), "labels": torch.tensor(labels)}  # (n, length), (n,)
                            for sentences, labels in (train, zip(*new))), num_labels=num_labels)
         self.name, self.length, self.sentences = name, length, list(train[0])
-        self.dropped, self.sets = len(held_out[0]) - len(new), {}
+        self.dropped = len(held_out[0]) - len(new)
 
     def model(self) -> nn.Module:
         """A `MiniLMClassifier`: pre-trained encoder, new classifier."""
@@ -72,29 +70,16 @@ class TextTask(ClassificationTask):
         Args:
             share: of the training set's whole sentences, held out; in (0, 1).
             seed: of the sample.
-            report: measure the validation examples too, in the same pass. The metrics are then those of two sets,
-                "tune/accuracy", "report/accuracy", and so on: what is chosen on the one is reported on the other.
+            report: as in `ClassificationTask.for_tuning`.
         """
-        train, held_out = split(self.sentences, share, seed)
-        task = copy.copy(self)
+        train, tune = split(self.sentences, share, seed)
+        task = self._divided(train, tune, report)
         task.sentences = [self.sentences[row] for row in train]
-        task.train, tune = ({name: tensor[rows] for name, tensor in self.train.items()} for rows in (train, held_out))
-        task.held_out, task.sets = tune, {}
-        if report:
-            task.held_out = {name: torch.cat([tune[name], tensor]) for name, tensor in self.held_out.items()}  # (n, …)
-            task.sets = {"tune": len(held_out), "report": len(self.held_out["labels"])}
         return task
 
-    def metrics(self, predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """Loss and accuracy; for cola Matthews' correlation too, GLUE's measure, because its classes are uneven."""
-        if not self.sets:
-            return self._of_one_set(predictions, labels)
-        sizes = list(self.sets.values())
-        parts = zip(self.sets, predictions.split(sizes), labels.split(sizes), strict=True)
-        return {f"{part}/{name}": value for part, *examples in parts for name, value in self._of_one_set(*examples).items()}
-
     def _of_one_set(self, predictions: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        metrics = super().metrics(predictions, labels)
+        """Loss and accuracy; for cola Matthews' correlation too, GLUE's measure, because its classes are uneven."""
+        metrics = super()._of_one_set(predictions, labels)
         if MEASURES.get(self.name) == "matthews":
             from sklearn.metrics import matthews_corrcoef
 
