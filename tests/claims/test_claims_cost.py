@@ -1,6 +1,9 @@
 """A wrong count or bar makes a claim about the cost fail; the helpers do what they are called."""
 
 import math
+import shutil
+import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -80,6 +83,38 @@ def test_ratios_are_those_fixed_before(table):
     assert found["fit / slot of the bank, eager"] == pytest.approx(20.0)
 
 
+def test_the_fastest_rounds_can_be_compared(table):
+    fast = table.assign(fastest_ms=table.ms.where(table.arm != "PEFT", table.ms / 2))
+    assert cost.ratios(fast, time="fastest_ms")["PEFT / slot of the bank, compiled"] == pytest.approx(9 / 0.6)
+    assert cost.ratios(fast)["PEFT / slot of the bank, compiled"] == pytest.approx(18 / 0.6)
+
+
+def test_two_sittings_stand_side_by_side(table):
+    both = cost.two_sittings(table)
+    assert both["this record"].tolist() == pytest.approx([16.0, 19.2, 1.2, 18.0, 30.0, 32.0, 24.0, 24.0])
+    assert (both.earlier["bank / floor"], both.earlier["PEFT / slot, eager"]) == pytest.approx(
+        (18.9346 / 15.8251, 37.1310 * 32 / 25.8903))
+
+
+def test_the_earlier_record_is_the_one_in_the_history(tmp_path):
+    """Where the repository's history is at hand."""
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, check=False).stdout
+
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    path = "src/deltaw/results/bank_speed.parquet"
+    for commit in git("log", "--format=%H", "--", f":/{path}").decode().split():
+        (tmp_path / "bank_speed.parquet").write_bytes(git("show", f"{commit}:{path}"))
+        table = results.load("bank_speed", folder=tmp_path)
+        if table.attrs["manifest"]["sha256"].startswith("0a4be9e1"):
+            then = table.set_index(["arm", "slots", "compiled"]).ms
+            assert {cell: round(float(then[cell]), 4) for cell in cost.EARLIER} == cost.EARLIER
+            return
+    pytest.skip("no history")
+
+
 def test_full_from_is_where_more_slots_no_longer_help(table):
     assert cost.full_from(table) == 8
     assert cost.full_from(table, within=1.3) == 4
@@ -122,8 +157,10 @@ WRONG = [
     pytest.param(cost.backward, (False,), id="backward-wrong-sign"),
     pytest.param(cost.same_work, (0.5,), id="same-work-half"),
     pytest.param(cost.launches, (1,), id="launches-grow"),
-    pytest.param(cost.record_floor, (1.1,), id="record-floor-a-lower-bar"),
-    pytest.param(cost.record_peft, (20.0,), id="record-peft-a-lower-bar"),
+    pytest.param(cost.record_floor, (1.21,), id="record-floor-a-higher-bar"),
+    pytest.param(cost.record_floor, (1.1,), id="record-floor-missed-by-more"),
+    pytest.param(cost.record_peft, (25.0,), id="record-peft-a-bar-that-all-but-one-meet"),
+    pytest.param(cost.record_peft, (31.0,), id="record-peft-a-bar-that-none-meets"),
     pytest.param(cost.record_graph, (True,), id="record-graph-the-other-way-round"),
     pytest.param(cost.record_launched, ("fit",), id="record-launched-beside-itself"),
     pytest.param(cost.record_launched, ("PEFT", "bank"), id="record-launched-with-a-graph"),

@@ -451,21 +451,59 @@ def record() -> "pandas.DataFrame":
         require(False, f"{error}: python -m deltaw.experiments run bank_speed")
 
 
-def step_ms(table: "pandas.DataFrame", arm: str, slots: int = 1, compiled: bool | None = None) -> float:
-    """Milliseconds of a step of all slots; `compiled` None is the faster of both."""
+# Milliseconds of a step in the record before this one, by arm, slots and compiled. It is in the history of the record's file
+# (the table's SHA-256: 0a4be9e1…). Its `fit` and launched bank took the fused products, as the library no longer does; the
+# other arms did what they do now.
+EARLIER = {
+    ("floor", 32, False): 21.7348, ("floor", 32, True): 15.8251, ("bank", 32, False): 25.8903, ("bank", 32, True): 18.9346,
+    ("PEFT", 1, False): 37.1310, ("PEFT", 1, True): 16.5093, ("PEFT bf16", 1, False): 31.0306, ("PEFT bf16", 1, True): 14.1728,
+    ("fit", 1, False): 58.0419, ("fit", 1, True): 38.7186, ("bank, eager launches", 1, False): 53.7306,
+    ("bank, eager launches", 128, False): 95.8153, ("bank", 128, False): 98.5390,
+    ("bank", 128, True): 73.1678, ("floor", 128, True): 60.9986,
+}  # fmt: skip
+
+
+def earlier() -> "pandas.DataFrame":
+    """`EARLIER`, with the columns that a record has."""
+    import pandas as pd
+
+    return pd.DataFrame([(*cell, ms) for cell, ms in EARLIER.items()], columns=["arm", "slots", "compiled", "ms"])
+
+
+def two_sittings(table: "pandas.DataFrame") -> "pandas.DataFrame":
+    """What the two bars rest on, in the record before this one and in this one: milliseconds, and ratios."""
+    import pandas as pd
+
+    def column(one: "pandas.DataFrame") -> dict[str, float]:
+        found = ratios(one)
+        return {"floor of 32, compiled, ms": step_ms(one, "floor", 32, True),
+                "bank of 32, compiled, ms": step_ms(one, "bank", 32, True),
+                "bank / floor": found["bank / floor, the faster of each"],
+                "PEFT, compiled, ms": step_ms(one, "PEFT", 1, True),
+                "PEFT / slot, compiled": found["PEFT / slot of the bank, compiled"],
+                "bank of 32, eager, ms": step_ms(one, "bank", 32, False),
+                "PEFT, eager, ms": step_ms(one, "PEFT", 1, False),
+                "PEFT / slot, eager": found["PEFT / slot of the bank, eager"]}  # fmt: skip
+
+    return pd.DataFrame({"earlier": column(earlier()), "this record": column(table)})
+
+
+def step_ms(table: "pandas.DataFrame", arm: str, slots: int = 1, compiled: bool | None = None, time: str = "ms") -> float:
+    """Milliseconds of a step of all slots; `compiled` None is the faster of both, `time` "fastest_ms" the fastest round's."""
     rows = table[(table.arm == arm) & (table.slots == slots)]
     rows = rows if compiled is None else rows[rows.compiled == compiled]
     require(len(rows) > 0, f"the record has no {arm!r} of {slots} slots, compiled={compiled}")
-    return float(rows.ms.min())
+    return float(rows[time].min())
 
 
-def ratios(table: "pandas.DataFrame", slots: int = 32) -> dict[str, float]:
+def ratios(table: "pandas.DataFrame", slots: int = 32, time: str = "ms") -> dict[str, float]:
     """What was fixed before the record: the bank over the floor, and one adapter at a time over a slot of the bank."""
-    floor, bank = step_ms(table, "floor", slots), {compiled: step_ms(table, "bank", slots, compiled) for compiled in (False, True)}
+    floor = step_ms(table, "floor", slots, time=time)
+    bank = {compiled: step_ms(table, "bank", slots, compiled, time) for compiled in (False, True)}
     found = {"bank / floor, the faster of each": min(bank.values()) / floor, "bank, eager / the faster floor": bank[False] / floor}
     for compiled, how in ((False, "eager"), (True, "compiled")):
         for arm in ("PEFT", "PEFT bf16", "fit"):
-            found[f"{arm} / slot of the bank, {how}"] = step_ms(table, arm, 1, compiled) / (bank[compiled] / slots)
+            found[f"{arm} / slot of the bank, {how}"] = step_ms(table, arm, 1, compiled, time) / (bank[compiled] / slots)
     return found
 
 
@@ -483,24 +521,35 @@ def slot_mib(table: "pandas.DataFrame", arm: str = "bank") -> dict[int, float]:
             for before, slots in zip(peaks.index, peaks.index[1:])}  # fmt: skip
 
 
-@claim("cost-record-floor", "A bank of 32 slots takes at most 1.2 times as long as the frozen base alone on the same tokens, each as the "
-       "faster of eager and compiled.", f"{BOOK}, fixed before the record", "holds", "measured at this scale")  # fmt: skip
+@claim("cost-record-floor", "A bank of 32 slots takes at most 1.2 times as long as the frozen base alone on the same tokens, "
+       "each as the faster of eager and compiled.", f"{BOOK}, fixed before the record; missed by 0.4 %", "does not hold",
+       "measured at this scale")  # fmt: skip
 def record_floor(bar: float = BAR_FLOOR) -> dict[str, Any]:
-    """The medians; beside them 128 slots, and the eager bank."""
+    """The medians; beside them the record before, which lay on the other side of the bar, 128 slots, and the eager bank."""
     table = record()
     found = {f"{slots} slots": ratios(table, slots)["bank / floor, the faster of each"] for slots in (32, 128)}
-    require(found["32 slots"] <= bar, f"{found['32 slots']:.3f} times the floor")
-    return found | {"32 slots, eager bank": ratios(table)["bank, eager / the faster floor"]}
+    over = found["32 slots"] / bar - 1
+    require(over > 0, f"{found['32 slots']:.3f} times the floor")
+    require(abs(over - 0.004) < 0.001, f"missed by {over:.1%}")
+    return found | {"over the bar by": over, "32 slots, eager bank": ratios(table)["bank, eager / the faster floor"],
+                    "32 slots, the record before": ratios(earlier())["bank / floor, the faster of each"]}  # fmt: skip
 
 
-@claim("cost-record-peft", "A slot's step in a bank of 32 takes at most a thirtieth of the time of PEFT's step on one adapter, both compiled.",
-       f"{BOOK}, fixed before the record", "does not hold", "measured at this scale")  # fmt: skip
+@claim("cost-record-peft", "A slot's step in a bank of 32 takes at most a thirtieth of the time of PEFT's step on one adapter, "
+       "both compiled.", f"{BOOK}, fixed before the record",
+       "holds if PEFT's adapters are in fp32, its default, and medians of this record are taken (30.7): its fastest rounds make "
+       "it 26.0, the record before 27.9, bf16 adapters 23.2", "measured at this scale")  # fmt: skip
 def record_peft(bar: float = BAR_PEFT) -> dict[str, Any]:
-    """With PEFT's default, and with adapters in bf16; eager beside it, which the host's CPU decides."""
-    found = {name: value for name, value in ratios(record()).items() if name.startswith("PEFT")}
-    compiled = found["PEFT / slot of the bank, compiled"]
-    require(compiled < bar, f"PEFT takes {compiled:.1f} times as long")
-    return found
+    """With PEFT's default, by medians and by the fastest rounds, and with adapters in bf16; eager beside it."""
+    table = record()
+    found = {name: value for name, value in ratios(table).items() if name.startswith("PEFT")}
+    name, in_bf16 = "PEFT / slot of the bank, compiled", "PEFT bf16 / slot of the bank, compiled"
+    otherwise = {f"{name}, fastest rounds": ratios(table, time="fastest_ms")[name],
+                 f"{name}, the record before": ratios(earlier())[name], in_bf16: found[in_bf16]}  # fmt: skip
+    require(abs(found[name] - 30.7) < 0.05 and found[name] >= bar, f"PEFT takes {found[name]:.1f} times as long")
+    for (what, value), quoted in zip(otherwise.items(), (26.0, 27.9, 23.2)):
+        require(abs(value - quoted) < 0.05 and value < bar, f"{what}: {value:.1f} times")
+    return found | otherwise
 
 
 def two_factors(table: "pandas.DataFrame", compiled: bool, slots: int = 32) -> tuple[float, float]:
@@ -522,15 +571,16 @@ def record_graph(turned: bool = False) -> dict[str, Any]:
     return found
 
 
-@claim("cost-record-launched", "Launched call by call, the kernel for both products makes one adapter's step slower than PEFT's.", BOOK,
+@claim("cost-record-launched", "One adapter at a time and without a CUDA graph, this library's step takes longer than PEFT's.", BOOK,
        "holds", "measured at this scale")  # fmt: skip
 def record_launched(other: str = "PEFT", launched: str = "bank, eager launches") -> dict[str, Any]:
-    """`fit`, and a bank of one without a graph. The record is from before the library kept that kernel to graphs."""
-    table = record()
-    found = {"fit, eager": step_ms(table, "fit", 1, False) / step_ms(table, other, 1, False),
-             "fit, compiled": step_ms(table, "fit", 1, True) / step_ms(table, other, 1, True),
-             "bank of one, launched": step_ms(table, launched, 1, False) / step_ms(table, other, 1, False)}  # fmt: skip
-    require(min(found.values()) > 1.2, f"{found}")
+    """`fit`, and a bank of one without a graph, by medians and by the fastest rounds."""
+    table, found = record(), {}
+    for time, what in (("ms", "median"), ("fastest_ms", "fastest round")):
+        for arm, compiled in (("fit", False), ("fit", True), (launched, False)):
+            ratio = step_ms(table, arm, 1, compiled, time) / step_ms(table, other, 1, compiled, time)
+            found[f"{arm}, {'compiled' if compiled else 'eager'}, {what}"] = ratio
+            require(ratio > 1, f"{arm}, {what}: {ratio:.2f} times {other}")
     return found
 
 
