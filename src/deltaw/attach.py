@@ -105,10 +105,7 @@ def attach_to(
         check_target(layer, module, readers.get(module))
     for key, module in also.items():
         check_also(key, module)
-    described = {layer: Layer(layer, _weight(module)) for layer, module in layers.items()}
-    adapters = spec.build(described, torch.Generator().manual_seed(seed))
-    _check_built(spec, adapters, described)
-    copies = {key: _copy(key, module, seed if reset_also else None) for key, module in also.items()}
+    adapters, copies = build(spec, layers, also, seed, reset_also)
 
     # Nothing has been changed up to here, and nothing below fails.
     if not state.attachments:
@@ -118,13 +115,28 @@ def attach_to(
     wrapped |= {module: _wrapper(module, TrainedCopy) for module in also.values()}
     replace(root, wrapped)
     for layer, module in layers.items():
-        wrapped[module].adapters[name] = adapters[layer].to(module.weight.device).train(root.training)
+        wrapped[module].adapters[name] = adapters[layer].train(root.training)
     for key, module in also.items():
         wrapped[module].adapters[name] = copies[key]
     state.attachments[name] = Attachment(spec, tuple(layers), tuple(also), seed)
     root._deltaw = state
     use(root, name)
     return model
+
+
+def build(
+    spec: Spec, layers: dict[str, nn.Module], also: dict[str, nn.Module], seed: int, reset_also: bool
+) -> tuple[dict[str, Adapter], dict[str, nn.Module]]:
+    """A start of `spec`, in no model yet: an adapter for each layer, and a trainable copy of each module in `also`.
+
+    Raises:
+        TypeError, ValueError: if the family's `build` does not keep the contract, or a module cannot be drawn anew.
+    """
+    described = {layer: Layer(layer, _weight(module)) for layer, module in layers.items()}
+    adapters = spec.build(described, torch.Generator().manual_seed(seed))
+    _check_built(spec, adapters, described)
+    copies = {key: _copy(key, module, seed if reset_also else None) for key, module in also.items()}
+    return {layer: adapters[layer].to(module.weight.device) for layer, module in layers.items()}, copies
 
 
 def use(model: nn.Module, name: str) -> nn.Module:

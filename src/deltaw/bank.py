@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten
 
 from . import fused, train
 from .adapters import Spec
-from .attach import attach, detach
+from .attach import attach, build, detach
 from .stacked import UPDATES, Block, StackedAdapters, StackedHead
 from .train import History, Recipe
 from .wrappers import AdaptedLinear, TrainedCopy, base_modules, named_wrappers
@@ -91,14 +91,17 @@ class Bank:
         self._how = {"targets": targets, "train_also": train_also, "reset_also": reset_also}
         _check_slots(self.slots)
         _check_base(model)
+        with _naming(0), self._attached(0) as wrappers:  # what `attach` would refuse is refused here
+            self._names = list(wrappers)
+            layers = {name: wrapper.base for name, wrapper in wrappers.items() if isinstance(wrapper, AdaptedLinear)}
+            also = {name: wrapper.base for name, wrapper in wrappers.items() if name not in layers}
         self._modules: list[tuple[nn.ModuleList, nn.ModuleList]] = []  # of each slot, adapters by layer, and heads
-        for slot, (_, recipe) in enumerate(self.slots):
-            with _naming(slot), self._attached(slot) as wrappers:
-                modules = nn.ModuleList(wrapper.adapters[NAME] for wrapper in wrappers.values())
-                train.parameter_groups(modules, recipe)  # raises if LoRA+ finds no up side
-            layers = sum(isinstance(wrapper, AdaptedLinear) for wrapper in wrappers.values())
-            self._modules.append((modules[:layers], modules[layers:]))
-        self._names = list(wrappers)
+        for slot, (spec, recipe) in enumerate(self.slots):
+            with _naming(slot):
+                adapters, copies = build(spec, layers, also, recipe.seed, reset_also)
+                modules = [nn.ModuleList(adapters.values()), nn.ModuleList(copies.values()).requires_grad_(True)]
+                train.parameter_groups(nn.ModuleList(modules), recipe)  # raises if LoRA+ finds no up side
+            self._modules.append(tuple(modules))
 
     def fit(
         self,
@@ -368,7 +371,7 @@ class Stack:
         """Measure the slots that have not been stopped."""
         self.install()
         slots, recipe = len(self.runs), self.runs[0].recipe
-        batch_size = max(recipe.batch_size // recipe.accumulation, 256 // slots)
+        batch_size = max(2 * recipe.batch_size // recipe.accumulation, 256 // slots)  # nothing is kept for a backward pass
         predictions, labels = train.predict(model, task, batch_size, slots)  # (K, n, …), (n, …)
         for run, alive, own in zip(self.runs, self.alive.tolist(), predictions):
             if alive:

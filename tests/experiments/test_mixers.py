@@ -57,6 +57,8 @@ def test_the_quick_run_has_every_row_at_every_rate(record):
 def test_the_analysis_takes_the_quick_record(record):
     assert len(mixers.curves(record)) == 20 and len(mixers.chosen(record)) == 10 and len(mixers.confound(record)) == 10
     assert len(mixers.differences(record)) == len(mixers.differences_at_one_rate(record)) == 8
+    both = mixers.differences_over_examples(record)
+    assert both["difference"].to_numpy() == pytest.approx(mixers.differences(record)["difference"].to_numpy(), abs=1e-5)
 
 
 def test_blocks_of_the_reported_loss_are_kept(record):

@@ -61,6 +61,8 @@ def test_rows_and_pairs_with_their_parameters(record):
     assert found[["row", "reference"]].apply(tuple, axis=1).tolist() == [("VeRA 16", "LoRA 1"), ("VeRA 16", "LoRA 2")]
     assert found["parameters"].tolist() == [21312] * 2 and found["parameters_reference"].tolist() == [41472, 82944]
     assert vera_budget.nearest(record)[["row", "reference"]].to_numpy().tolist() == [["VeRA 16", "LoRA 1"]]
+    both = vera_budget.pairs_over_examples(record)
+    assert both["difference"].to_numpy() == pytest.approx(found["difference"].to_numpy())
     assert len(vera_budget.curves(record)) == len(record[record["phase"] != "report"])  # one seed
 
 

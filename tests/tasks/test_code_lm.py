@@ -99,6 +99,35 @@ def test_training_from_nothing_can_be_had_again(task):
     assert again is not first and again.fingerprint == first.fingerprint
 
 
+def test_a_folder_keeps_the_base_and_every_number_of_its_history(made, tmp_path, monkeypatch):
+    base = dataclasses.replace(BASE, steps=3)
+
+    def task(base=base, folder=tmp_path):
+        code_lm.__globals__["_pretrained"].cache_clear()
+        found = code_lm(base, OPTIONS, windows=32, device="cpu")  # whose corpus is there already
+        found.folder = folder
+        return found
+
+    trained = task().pretrained
+    (file,) = tmp_path.glob("base-tiny-*.safetensors")
+    plain = task(folder=None).pretrained
+    assert trained.fingerprint == plain.fingerprint and trained.history.evaluations == plain.history.evaluations
+    assert trained.history.loss == plain.history.loss and trained.history.recipe == base.recipe
+    monkeypatch.setattr(code_base, "pretrain", None)  # nothing is trained again
+    again = task().pretrained
+    assert again is not trained and (again.fingerprint, again.seconds) == (trained.fingerprint, trained.seconds)
+    with pytest.raises(TypeError):
+        _ = task(dataclasses.replace(base, seed=1)).pretrained  # another base has another file
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        _ = task().pretrained
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no base of this kind"):
+        _ = task().pretrained
+
+
 @pytest.mark.parametrize(("size", "millions"), [("10m", 10.6), ("45m", 46.9), ("100m", 97.5)])
 def test_sizes(size, millions):
     with torch.device("meta"):

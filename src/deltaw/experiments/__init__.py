@@ -20,7 +20,10 @@ An experiment is a module with
 from importlib import import_module
 from types import ModuleType
 
-NAMES = ("init_width", "init_text", "mixers", "vera_budget", "bank_speed", "code_lm")
+NAMES = (
+    "init_width", "init_text", "mixers", "vera_budget", "dora_directions", "dora_detach", "tuned_comparison",
+    "appendix_runs", "bank_speed", "code_lm",
+)
 
 
 def experiment(name: str) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor, nn
@@ -40,6 +41,12 @@ class Fixed(Adapter):
         return self.A, self.B
 
 
+@lru_cache
+def _identity(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`(size, size)`: one for all slots of a bank, which then sees at once that they are the same."""
+    return torch.eye(size, dtype=dtype, device=device)
+
+
 class Full(Adapter):
     """Trains ΔW `(*K, out, in)`, the `up` of a `down` that is the identity."""
 
@@ -47,7 +54,7 @@ class Full(Adapter):
 
     def __init__(self, layer: Layer):
         super().__init__()
-        self.register_buffer("identity", layer.new(torch.eye(layer.in_features)))  # (in, in)
+        self.register_buffer("identity", _identity(layer.in_features, layer.dtype, layer.weight.device))  # (in, in)
         self.change = nn.Parameter(layer.new(torch.zeros(layer.weight.shape)))  # (out, in)
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ Fixed before the run:
   difference, own − LoRA's rate, with the paired interval; of a row whose rate is LoRA's, zero.
 - *Two subspaces*, fixed, is LoRA of half the rank at twice the rate: its best rate is smaller than LoRA's.
 - *All rows* against LoRA, the rows of one task a family: simultaneous intervals, Holm, equivalence, the rule of
-  `verdicts.compare`.
+  `verdicts.compare`, over seeds, given the examples. Beside it the same over seeds and examples (`two_level`).
 - *Check.* The fixed identity is LoRA, run by run: `identity_gap` is the largest difference of any measure, and zero.
 """
 
@@ -35,7 +35,7 @@ import numpy as np
 import pandas as pd
 
 from ..adapters import LoRA, MoSLoRA
-from . import verdicts
+from . import two_level, verdicts
 from .subjects import hashes
 from .trained import tuned
 from .tuning import SMALL_CODE, Budgets, Row, measure_of, rounded
@@ -121,6 +121,11 @@ def differences(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
 def primary(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
     """The primary endpoint, a family of one: fixed orthogonal − LoRA, each at its own rate."""
     return verdicts.between(table, [(name("orthogonal", False), LORA)], margin)
+
+
+def differences_over_examples(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
+    """`differences` with intervals over seeds and examples: what other sentences or headers might have shown."""
+    return two_level.between(table, [(row, LORA) for row in table["row"].unique() if row != LORA], margin)
 
 
 def differences_at_one_rate(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:

@@ -102,7 +102,7 @@ class Size:
     parameters: int
     with_head: int
     rank: int  # the widest layer's
-    numbers: int  # of all factors
+    numbers: int  # of all factors, and of the head
     gain: bool  # is there one?
 
     @classmethod
@@ -114,7 +114,7 @@ class Size:
                      for modules in (adapters, [each.adapters["default"] for each in held if isinstance(each, TrainedCopy)]))
         own *= not isinstance(spec, HeadOnly)  # whose parameters are there for form's sake, and never move
         return cls(own, own + head, max(down.shape[0] for down, _ in factors),
-                   sum(down.numel() + up.numel() for down, up in factors),
+                   sum(down.numel() + up.numel() for down, up in factors) + head,
                    any(type(adapter).gain is not Adapter.gain for adapter in adapters))
 
     @property

@@ -208,13 +208,13 @@ def search(
 
 def choices(table: pd.DataFrame, measure: str) -> dict[str, float | None]:
     """By row, the rate chosen from the tuning phases' runs; None if at every rate a run was stopped."""
-    columns = [f"tune/{measure}", "tune/loss"]
-    runs = table[table["phase"].isin(TUNING)].reindex(columns=["row", "rate", *dict.fromkeys(columns)])
-    rates = {}
-    for row, own in runs.groupby("row", sort=False):
-        means = own.groupby("rate")[list(dict.fromkeys(columns))].agg(lambda values: values.astype(float).mean(skipna=False))
-        means = means.dropna()
-        score = means[columns[0]] if measure != "loss" else -means["tune/loss"]
-        equals = means[score >= score.max() - 1e-12]
-        rates[row] = None if equals.empty else float(equals["tune/loss"].idxmin())
+    runs = table[table["phase"].isin(TUNING)]
+    values = runs.reindex(columns=list(dict.fromkeys([f"tune/{measure}", "tune/loss"]))).astype(float)
+    groups = [runs["row"], runs["rate"]]
+    means = values.groupby(groups).mean()[~values.isna().any(axis=1).groupby(groups).any()]  # by row and rate
+    rates = dict.fromkeys(runs["row"].unique())
+    for row in rates.keys() & set(means.index.get_level_values("row")):
+        own = means.loc[row]
+        score = own[f"tune/{measure}"] if measure != "loss" else -own["tune/loss"]
+        rates[row] = float(own.loc[score >= score.max() - 1e-12, "tune/loss"].idxmin())
     return rates

@@ -16,7 +16,8 @@ Fixed before the run:
   the largest rank that has no more (512: 39,168; see `nearest`). Secondary: every VeRA against every LoRA (`pairs`), as one
   family.
 - *Headroom.* Best row − head only. Where no simultaneous interval is above twice `MARGIN`, the rows cannot be ranked.
-- *Verdicts.* The rule of `verdicts.compare`, margin one point. A row whose rate is at the edge counts as not tuned.
+- *Verdicts.* The rule of `verdicts.compare`, margin one point, over seeds, given the sentences; beside it the same over both
+  (`two_level`). A row whose rate is at the edge counts as not tuned.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..adapters import LoRA, VeRA
-from . import verdicts
+from . import two_level, verdicts
 from .ends import HeadOnly
 from .subjects import hashes
 from .trained import tuned
@@ -99,6 +100,11 @@ def pairs(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
     found = verdicts.between(table, [(a, b) for a in _named(table, "VeRA") for b in _named(table, "LoRA")], margin)
     counts = table.groupby("row")["parameters"].first()
     return found.assign(parameters=found["row"].map(counts), parameters_reference=found["reference"].map(counts))
+
+
+def pairs_over_examples(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
+    """`pairs` with intervals over seeds and examples: what other sentences might have shown."""
+    return two_level.between(table, [(a, b) for a in _named(table, "VeRA") for b in _named(table, "LoRA")], margin)
 
 
 def nearest(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:

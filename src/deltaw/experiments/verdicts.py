@@ -1,7 +1,8 @@
 """What a tuned record says: chosen rates, reported means, paired differences and a verdict for each pair of rows.
 
-Everything is over the reporting seeds, given the chosen rates and the examples: other examples may differ by more. Runs of
-one seed share head and order of the examples, so that rows are compared by the differences within seeds, d (n,).
+Everything is over the reporting seeds, given the chosen rates and the examples: other examples may differ by more, which is
+`two_level.py`'s. Runs of one seed share head and order of the examples, so that rows are compared by the differences within
+seeds, d (n,).
 
 - *Interval.* Student's t, of a mean or of d.
 - *Simultaneous interval.* The same with the 95 % quantile of max |t| over the family's pairs instead of t's: all of them
@@ -50,11 +51,16 @@ def by_seed(runs: pd.DataFrame, column: str, at: str | None = None) -> pd.DataFr
 
     NaN where a run was stopped. A row that has no such runs is left out.
     """
+    kept = reporting(runs, at)
+    order = [row for row in runs["row"].unique() if row in set(kept["row"])]  # as in the record
+    return kept.pivot(index="seed", columns="row", values=column).astype(float)[order]
+
+
+def reporting(runs: pd.DataFrame, at: str | None = None) -> pd.DataFrame:
+    """One task's reporting runs, of each row at its own rate; given `at`, at that row's."""
     chosen = rates(runs)
     rate = runs["row"].map(chosen if at is None else dict.fromkeys(chosen, chosen[at])).astype(float)
-    kept = runs[~runs["phase"].isin(TUNING) & (runs["rate"] == rate)]
-    order = [row for row in chosen if row in set(kept["row"])]  # as in the record
-    return kept.pivot(index="seed", columns="row", values=column).astype(float)[order]
+    return runs[~runs["phase"].isin(TUNING) & (runs["rate"] == rate)]
 
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:
@@ -66,16 +72,20 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
     for task, runs in table.groupby("task", sort=False):
         values, losses = (by_seed(runs, f"report/{name}") for name in (measure_of(task), "loss"))
         for row, rate in rates(runs).items():
-            own = runs[runs["row"] == row]
-            tried = own.loc[own["phase"].isin(TUNING), "rate"]
             each = values[row].to_numpy() if row in values else np.array([])
             low, mean, high = student(each)
-            found.append({"task": task, "row": row, "scale": own["scale"].iloc[0], "rate": rate,
-                          "at_edge": rate is None or rate in (tried.min(), tried.max()), "report": mean, "low": low,
+            found.append({"task": task, "row": row, "scale": runs.loc[runs["row"] == row, "scale"].iloc[0], "rate": rate,
+                          "at_edge": at_edge(runs, row, rate), "report": mean, "low": low,
                           "high": high, "half_width": (high - low) / 2, "seeds": len(each),
                           "loss": losses[row].mean(skipna=False) if row in losses else np.nan,
                           "stopped": int(np.isnan(each).sum())})
     return pd.DataFrame(found)
+
+
+def at_edge(runs: pd.DataFrame, row: str, rate: float | None) -> bool:
+    """Is the rate the lowest or highest that one task's row was tried at? Then the row counts as not tuned."""
+    tried = runs.loc[(runs["row"] == row) & runs["phase"].isin(TUNING), "rate"]
+    return rate is None or bool(rate in (tried.min(), tried.max()))
 
 
 def against(table: pd.DataFrame, reference: str, margin: float, at: str | None = None) -> pd.DataFrame:
@@ -136,8 +146,6 @@ def compare(
     Raises:
         ValueError: if there is no pair, the margin is not positive, or there are fewer than two seeds.
     """
-    from scipy import stats
-
     if not pairs or not margin > 0 or len(values) < 2:
         raise ValueError(f"compare needs a pair, a positive margin and two seeds, not {list(pairs)}, {margin!r} and "
                          f"{len(values)}")
@@ -145,24 +153,42 @@ def compare(
     all_rows = values.reindex(columns=list(dict.fromkeys(row for pair in pairs for row in pair)))
     d = np.stack([(all_rows[a] - all_rows[b]).to_numpy() for a, b in pairs], axis=1)  # (n, pairs)
     there = ~np.isnan(d).any(axis=0)  # (pairs,)
-    mean, error = d.mean(axis=0), d.std(axis=0, ddof=1) / math.sqrt(n)  # (pairs,)
+    error = d.std(axis=0, ddof=1) / math.sqrt(n)  # (pairs,)
+    reach_all = np.full(len(pairs), max_t(d[:, there], level))
+    return judge(pairs, d.mean(axis=0), error, np.full(len(pairs), n - 1), reach_all, margin, less_is_better, level)
+
+
+def judge(
+    pairs: Sequence[tuple[str, str]], mean: np.ndarray, error: np.ndarray, freedom: np.ndarray, reach_all: np.ndarray,
+    margin: float, less_is_better: bool, level: float = LEVEL,
+) -> pd.DataFrame:
+    """`compare`, from the pairs' differences and what is known of their precision.
+
+    Args:
+        pairs: (row, reference), one family.
+        mean, error: the difference and its standard error, NaN where a run was stopped. (pairs,)
+        freedom: degrees of freedom of the error. (pairs,)
+        reach_all: of the simultaneous intervals, in standard errors. (pairs,)
+        margin, less_is_better, level: as in `compare`.
+    """
+    from scipy import stats
+
+    there = ~np.isnan(mean)  # (pairs,)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0, 0.0, abs(mean) / error)  # no difference in any seed: t is 0
         inside = np.where(error == 0, np.sign(margin - abs(mean)) * math.inf, (margin - abs(mean)) / error)
-    p = holm(np.where(there, 2 * stats.t.sf(t, n - 1), np.nan))
-    p_equivalent = holm(np.where(there, stats.t.sf(inside, n - 1), np.nan))
-    reach = stats.t.ppf((1 + level) / 2, n - 1) * error
-    reach_all = max_t(d[:, there], level) * error
-    sign = -1 if less_is_better else 1
-    found = []
-    for i, (row, reference) in enumerate(pairs):
-        verdict = ("stopped" if not there[i] else "equivalent" if p_equivalent[i] <= 1 - level else
-                   "not separable" if p[i] > 1 - level else "better" if sign * mean[i] > 0 else "worse")
-        found.append({"row": row, "reference": reference, "difference": mean[i], "low": mean[i] - reach[i],
-                      "high": mean[i] + reach[i], "low_all": mean[i] - reach_all[i], "high_all": mean[i] + reach_all[i],
-                      "p": 2 * stats.t.sf(t[i], n - 1) if there[i] else math.nan, "p_holm": p[i],
-                      "p_equivalent": p_equivalent[i], "verdict": verdict})
-    return pd.DataFrame(found)
+    alone = np.where(there, 2 * stats.t.sf(t, freedom), np.nan)
+    p, p_equivalent = holm(alone), holm(np.where(there, stats.t.sf(inside, freedom), np.nan))
+    reach, reach_all = stats.t.ppf((1 + level) / 2, freedom) * error, reach_all * error
+    better = mean < 0 if less_is_better else mean > 0
+    verdict = np.select(
+        [~there, p_equivalent <= 1 - level, ~(p <= 1 - level), better],
+        ["stopped", "equivalent", "not separable", "better"], "worse")
+    rows, references = zip(*pairs)
+    return pd.DataFrame({
+        "row": rows, "reference": references, "difference": mean, "low": mean - reach, "high": mean + reach,
+        "low_all": mean - reach_all, "high_all": mean + reach_all, "p": alone, "p_holm": p, "p_equivalent": p_equivalent,
+        "verdict": verdict})
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from numbers import Integral
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -94,6 +96,49 @@ class Pretrained:
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
+    def save(self, file: str | Path) -> None:
+        """Write it, whole or not at all."""
+        from safetensors.torch import save_file
+
+        history = {name: getattr(self.history, name) for name in ("loss", "learning_rate", "grad_norm", "evaluations")}
+        about = {"history": history, "seconds": self.seconds, "tokens_per_second": self.tokens_per_second,
+                 "fingerprint": self.fingerprint}
+        file = Path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{os.getpid()}.part")
+        try:
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+            save_file(tensors, part, metadata={"about": json.dumps(about)})
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, file: str | Path, base: "Base", vocabulary: int) -> "Pretrained":
+        """Read what `save` wrote of a base trained as `base` says.
+
+        Raises:
+            ValueError: if the file holds something else than was written.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                about = json.loads((tensors.metadata() or {})["about"])
+                names = tensors.keys()
+                state = {name: tensors.get_tensor(name) for name in names}
+            history = about["history"]
+            history["evaluations"] = {int(step): metrics for step, metrics in history["evaluations"].items()}
+            model = decoder(SHAPES[base.size], vocabulary, base.length)
+            model.load_state_dict(state)
+            found = cls(model, History(base.recipe, **history), about["seconds"], about["tokens_per_second"])
+            whole = found.fingerprint == about["fingerprint"]
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{file} is no base of this kind: {error}") from error
+        if not whole:
+            raise ValueError(f"{file} is damaged: its parameters are not those whose SHA-256 it holds")
+        return found
+
 
 def decoder(shape: Shape, vocabulary: int, length: int, seed: int = 0) -> nn.Module:
     """A transformers `LlamaForCausalLM` in fp32, drawn from the seed."""
@@ -128,6 +173,23 @@ def compiled(model: nn.Module) -> nn.Module:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training from nothing, on the examples of a task
+
+
+def kept(base: Base, task: Task, hashes: dict[str, str], folder: Path, device: str | None = None) -> Pretrained:
+    """`pretrain`, or what it made before of the same, with this kind of device and this PyTorch: from a file in the folder.
+
+    Args:
+        base, task, device: as in `pretrain`.
+        hashes: of the data.
+        folder: where `base-….safetensors` is, or will be.
+    """
+    on = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else "cpu"
+    made_of = [asdict(base), hashes, torch.__version__, on]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    file = folder / f"base-{base.size}-{key}.safetensors"
+    if not file.is_file():
+        pretrain(base, task, device).save(file)
+    return Pretrained.load(file, base, task.vocabulary)
 
 
 def pretrain(base: Base, task: Task, device: str | None = None) -> Pretrained:

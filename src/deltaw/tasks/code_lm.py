@@ -6,15 +6,17 @@ Python is measured in the same pass.
 """
 
 import copy
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from numbers import Integral
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .code_base import Base, Pretrained, pretrain
+from .code_base import Base, Pretrained, kept, pretrain
 from .code_tokens import Corpus, Options, corpus
 from .task import Batch, Measured, Task
 
@@ -91,9 +93,12 @@ class CodeTask(Task):
 class AdaptationTask(CodeTask):
     """`CodeTask` on C++ and CUDA headers, whose base model was trained on Python."""
 
-    def __init__(self, source: Corpus, base: Base, sets: tuple[str, ...], windows: int, blocks: int, device: str | None):
+    def __init__(
+        self, source: Corpus, base: Base, sets: tuple[str, ...], windows: int, blocks: int, folder: Path | None,
+        device: str | None,
+    ):
         super().__init__(source, "cpp", sets, base.length, windows, blocks)
-        self.source, self.base, self.device = source, base, device
+        self.source, self.base, self.folder, self.device = source, base, folder, device
 
     @property
     def pretraining(self) -> CodeTask:
@@ -103,7 +108,7 @@ class AdaptationTask(CodeTask):
     @property
     def pretrained(self) -> Pretrained:
         """The base: trained the first time, and kept for the process."""
-        return _pretrained(self.base, self.source, self.device)
+        return _pretrained(self.base, self.source, self.folder, self.device)
 
     def model(self) -> nn.Module:
         """A `LlamaForCausalLM` that was trained on Python: once in a process, then copied."""
@@ -129,7 +134,9 @@ def code_lm(
             (what is left of Python). The first one's loss is "loss".
         windows: examples of each set, at most.
         blocks: as in `CodeTask`; 0 for none.
-        folder: where the corpus is kept; see `deltaw.tasks.code_tokens.corpus`.
+        folder: where the corpus is kept, see `deltaw.tasks.code_tokens.corpus`, and the base: one file for each way to
+            train it, each corpus, kind of device and version of PyTorch. None looks at the environment variable DELTAW_CODE,
+            and without it keeps no file.
         device: "cpu" to train the base on the CPU; None for a GPU where there is one.
 
     Raises:
@@ -140,12 +147,15 @@ def code_lm(
     for name, value, least in (("windows", windows, 1), ("blocks", blocks, 0)):
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} must be an int of at least {least}, not {value!r}")
-    return AdaptationTask(corpus(options, folder), base or Base(), tuple(sets), windows, blocks, device)
+    folder = folder or os.environ.get("DELTAW_CODE")
+    where = Path(folder) if folder else None
+    return AdaptationTask(corpus(options, where), base or Base(), tuple(sets), windows, blocks, where, device)
 
 
 @lru_cache(maxsize=4)
-def _pretrained(base: Base, source: Corpus, device: str | None) -> Pretrained:
-    return pretrain(base, _python(source, base), device)
+def _pretrained(base: Base, source: Corpus, folder: Path | None, device: str | None) -> Pretrained:
+    task = _python(source, base)
+    return pretrain(base, task, device) if folder is None else kept(base, task, source.sha256, folder, device)
 
 
 def _python(source: Corpus, base: Base) -> CodeTask:
