@@ -5,23 +5,20 @@ import pandas as pd
 import pytest
 import torch
 
-from deltaw import results
 from deltaw.claims.two_forms import RULES, is_orthogonal
 from deltaw.experiments import appendix_runs as runs
-from deltaw.experiments import harness, merged_runs
+from deltaw.experiments import merged_runs
 from deltaw.experiments.appendix_runs import ALIKE, APART, CONTROL, EQUAL, FIXED, HEAD, QUICK, TRAINED, Settings
 from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
+def record(quick):
     try:
         _folder()
     except RuntimeError:
         pytest.skip("neither the wheel nor the Hub is there")
-    out = tmp_path_factory.mktemp("out")
-    harness.run("appendix_runs", quick=True, device="cpu", out=out, progress=False)
-    return results.load("appendix_runs-quick", folder=out)
+    return quick("appendix_runs")
 
 
 def test_the_full_record_is_large_enough():

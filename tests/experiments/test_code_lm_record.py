@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deltaw import results
 from deltaw.experiments import code_lm, harness
 from deltaw.experiments.code_lm import METHODS, QUICK, Settings, adapted
 from deltaw.tasks.code_base import SHAPES
@@ -14,10 +13,8 @@ TIMES = ["seconds", "tokens_per_second", "plain_tokens_per_second"]
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    harness.run("code_lm", quick=True, device="cpu", out=out, progress=False)
-    return results.load("code_lm-quick", folder=out)
+def record(quick):
+    return quick("code_lm")
 
 
 def test_the_full_record_has_every_base_and_method():

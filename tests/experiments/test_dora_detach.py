@@ -4,22 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deltaw import results
-from deltaw.experiments import dora_detach, harness
+from deltaw.experiments import dora_detach
 from deltaw.experiments.dora_detach import QUICK, Settings, cost, curves, detach_differences, reported, saved
 from deltaw.experiments.dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, arms
 from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
+def record(quick):
     try:
         _folder()
     except RuntimeError:
         pytest.skip("neither the wheel nor the Hub is there")
-    out = tmp_path_factory.mktemp("out")
-    harness.run(dora_detach, quick=True, device="cpu", out=out, progress=False)
-    return results.load("dora_detach-quick", folder=out)
+    return quick("dora_detach")
 
 
 def test_the_full_record_is_large_enough():

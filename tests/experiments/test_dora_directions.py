@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from deltaw import results
-from deltaw.experiments import dora_directions, harness
+from deltaw.experiments import dora_directions
 from deltaw.experiments.dora_directions import (
     ALL,
     FULL,
@@ -32,14 +31,12 @@ VIEWS = ["pooled", "within layer", "within checkpoint"]
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
+def record(quick):
     try:
         _folder()
     except RuntimeError:
         pytest.skip("neither the wheel nor the Hub is there")
-    out = tmp_path_factory.mktemp("out")
-    harness.run(dora_directions, quick=True, device="cpu", out=out, progress=False)
-    return results.load("dora_directions-quick", folder=out)
+    return quick("dora_directions")
 
 
 def test_the_full_record_is_large_enough():

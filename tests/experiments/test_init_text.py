@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from deltaw import results
-from deltaw.experiments import harness, init_text
+from deltaw.experiments import init_text
 from deltaw.experiments.init_text import QUICK, Settings, chosen, curves, differences
 from deltaw.tasks.minilm import _folder
 
@@ -17,14 +16,12 @@ RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
+def record(quick):
     try:
         _folder()
     except RuntimeError:
         pytest.skip("neither the wheel nor the Hub is there")
-    out = tmp_path_factory.mktemp("out")
-    harness.run("init_text", quick=True, device="cpu", out=out, progress=False)
-    return results.load("init_text-quick", folder=out)
+    return quick("init_text")
 
 
 def test_the_full_record_is_large_enough():

@@ -4,22 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deltaw import results
 from deltaw.adapters import MoSLoRA
-from deltaw.experiments import harness, mixers
+from deltaw.experiments import mixers
 from deltaw.experiments.mixers import LORA, QUICK, Settings, name
 from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
+def record(quick):
     try:
         _folder()
     except RuntimeError:
         pytest.skip("neither the wheel nor the Hub is there")
-    out = tmp_path_factory.mktemp("out")
-    harness.run("mixers", quick=True, device="cpu", out=out, progress=False)
-    return results.load("mixers-quick", folder=out)
+    return quick("mixers")
 
 
 def test_the_full_record_is_large_enough():

@@ -4,23 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from deltaw import results
 from deltaw.adapters import LoRA, VeRA
-from deltaw.experiments import harness, vera_budget
+from deltaw.experiments import vera_budget
 from deltaw.experiments.trained import Size
 from deltaw.experiments.vera_budget import HEAD, QUICK, Settings
 from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
+def record(quick):
     try:
         _folder()
     except RuntimeError:
         pytest.skip("neither the wheel nor the Hub is there")
-    out = tmp_path_factory.mktemp("out")
-    harness.run("vera_budget", quick=True, device="cpu", out=out, progress=False)
-    return results.load("vera_budget-quick", folder=out)
+    return quick("vera_budget")
 
 
 def test_the_full_record_is_large_enough():
