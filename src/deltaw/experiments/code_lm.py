@@ -29,6 +29,8 @@ from ..tasks.code_base import SHAPES, Base, compiled, plain_tokens_per_second
 from ..tasks.code_lm import AdaptationTask, code_lm
 from ..tasks.code_tokens import STREAMS, Options, corpus
 from ..train import History, Recipe, evaluate, fit
+from .ends import HeadOnly
+from .trained import Size
 
 if TYPE_CHECKING:
     import pandas
@@ -41,10 +43,11 @@ NONE = "-"  # a cell's size or method, where it has none
 
 
 class Method(NamedTuple):
-    """`factor` moves the grid of rates. Without a spec, all parameters or the head are trained as they are."""
+    """What is trained: what the spec builds and `also`; without a spec, all parameters. `factor` moves the grid of rates."""
 
     spec: Spec | None
     factor: float = 1.0
+    also: tuple[str, ...] = ()
 
 
 HALF_DECADE = math.sqrt(10)
@@ -55,7 +58,7 @@ METHODS = {
     "MoSLoRA r8": Method(MoSLoRA(8)),
     "VeRA r256": Method(VeRA(256), HALF_DECADE),
     "full": Method(None, 1 / HALF_DECADE),
-    "head": Method(None),
+    "head": Method(HeadOnly(), also=("lm_head",)),
 }
 
 
@@ -173,34 +176,32 @@ def _adaptation_rows(task: AdaptationTask, cell: dict, settings: Settings, where
     recipes = [Recipe(steps=steps, learning_rate=rate * method.factor, schedule="linear", warmup_steps=steps // 20,
                       batch_size=settings.batch_size, seed=seed) for rate in settings.rates for seed in settings.seeds]
     if method.spec is None:
-        runs = [_fitted(task, recipe, cell["method"], where) for recipe in recipes]
+        runs = [_fitted(task, recipe, where) for recipe in recipes]
     else:
-        runs = _banked(task, recipes, method.spec, where)
+        runs = _banked(task, recipes, method, where)
     return [{"row": "run", "rate": recipe.learning_rate, "seed": recipe.seed, "trained": trained, "stopped": history.stopped,
              **_losses(history.metrics), **_tenths(history)}
             for recipe, (history, trained) in zip(recipes, runs, strict=True)]
 
 
-def _banked(task: AdaptationTask, recipes: list[Recipe], spec: Spec, where: str | None) -> list[tuple[History, int]]:
+def _banked(task: AdaptationTask, recipes: list[Recipe], method: Method, where: str | None) -> list[tuple[History, int]]:
     """Each run's history, and how many parameters it trained."""
-    bank = Bank(task.model(), [(spec, recipe) for recipe in recipes])
+    model = task.model()
+    trained = Size.of(model, method.spec, method.also).with_head
+    bank = Bank(model, [(method.spec, recipe) for recipe in recipes], train_also=method.also)
     if where == "cpu" or not torch.cuda.is_available():
         histories = bank.fit(task, device="cpu", progress=False)
     else:
         slot = recipes[0].batch_size * task.length * _bytes_a_token(task)
         fits = torch.cuda.get_device_properties("cuda").total_memory // slot
         histories = bank.fit(task, slots_at_once=max(1, fits), cuda_graph=fits >= len(recipes), progress=False)
-    trained = sum(each.numel() for each in bank.adapter(0).parameters() if each.requires_grad)
     return [(history, trained) for history in histories]
 
 
-def _fitted(task: AdaptationTask, recipe: Recipe, what: str, where: str | None) -> tuple[History, int]:
-    """The same for all parameters, or the head's: one run after another."""
+def _fitted(task: AdaptationTask, recipe: Recipe, where: str | None) -> tuple[History, int]:
+    """The same for all parameters: one run after another."""
     model = task.model()
-    if what == "head":
-        model.requires_grad_(False)
-        model.lm_head.requires_grad_(True)
-    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    trained = sum(each.numel() for each in model.parameters())
     if task.base.compile and where != "cpu" and torch.cuda.is_available():
         compiled(model)
     try:
