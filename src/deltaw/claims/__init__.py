@@ -23,10 +23,12 @@ CHAPTERS = {
     "initialization": "02_initialization",
     "dynamics": "03_dynamics",
     "vera": "04_vera",
+    "vera_record": "04_vera",
     "dora": "05_dora",
+    "moslora": "06_moslora",
+    "moslora_training": "06_moslora",
     "moslora_appendix": "07_moslora_appendix",
     "moslora_symmetry": "07_moslora_appendix",
-    "moslora": "07_moslora_appendix",
     "cost": "09_cost",
 }
 SCOPES = ("proved", "measured at this scale")
