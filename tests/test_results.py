@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from deltaw import experiments, results
-from deltaw.experiments import harness, record
+from deltaw.experiments.engine import harness, record
 
 NAME = "fake_experiment"
 

@@ -7,7 +7,7 @@ import torch
 from filelock import FileLock
 
 from deltaw import results
-from deltaw.experiments import harness
+from deltaw.experiments.engine import harness
 
 
 @pytest.fixture(scope="session", autouse=True)

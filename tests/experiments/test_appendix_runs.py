@@ -7,8 +7,8 @@ import torch
 
 from deltaw.claims.two_forms import RULES, is_orthogonal
 from deltaw.experiments import appendix_runs as runs
-from deltaw.experiments import merged_runs
 from deltaw.experiments.appendix_runs import ALIKE, APART, CONTROL, EQUAL, FIXED, HEAD, QUICK, TRAINED, Settings
+from deltaw.experiments.engine import merged_runs
 from deltaw.tasks.minilm import _folder
 
 

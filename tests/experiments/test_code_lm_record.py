@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deltaw.experiments import code_lm, harness
+from deltaw.experiments import code_lm
 from deltaw.experiments.code_lm import METHODS, QUICK, Settings, adapted
+from deltaw.experiments.engine import harness
 from deltaw.tasks.code_base import SHAPES
 from deltaw.tasks.code_tokens import STREAMS
 

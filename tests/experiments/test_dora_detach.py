@@ -6,7 +6,7 @@ import pytest
 
 from deltaw.experiments import dora_detach
 from deltaw.experiments.dora_detach import QUICK, Settings, cost, curves, detach_differences, reported, saved
-from deltaw.experiments.dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, arms
+from deltaw.experiments.engine.dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, arms
 from deltaw.tasks.minilm import _folder
 
 

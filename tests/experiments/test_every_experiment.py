@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from deltaw import experiments, results
-from deltaw.experiments import harness
+from deltaw.experiments.engine import harness
 
 
 @pytest.fixture(params=experiments.NAMES)

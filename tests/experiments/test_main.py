@@ -8,7 +8,7 @@ import pytest
 
 from deltaw import experiments, results
 from deltaw.experiments import __main__ as cli
-from deltaw.experiments import harness
+from deltaw.experiments.engine import harness
 
 NAME = "fake_experiment"
 

@@ -8,8 +8,8 @@ import pytest
 
 import deltaw as dw
 from deltaw import results
-from deltaw.experiments import harness
 from deltaw.experiments import tuned_comparison as compared
+from deltaw.experiments.engine import harness
 from deltaw.experiments.tuned_comparison import CODE, FULL, HEAD, LORA, QUICK, Settings
 
 MAIN = [HEAD, LORA, "Init[B]", "PiSSA", "LoRA+", "MoSLoRA, trained", "MoSLoRA, orthogonal", "LoRA-XS", "DoRA",

@@ -6,7 +6,7 @@ import torch
 
 from deltaw.adapters import LoRA, VeRA
 from deltaw.experiments import vera_budget
-from deltaw.experiments.trained import Size
+from deltaw.experiments.engine.trained import Size
 from deltaw.experiments.vera_budget import HEAD, QUICK, Settings
 from deltaw.tasks.minilm import _folder
 

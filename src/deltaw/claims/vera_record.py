@@ -48,7 +48,7 @@ def pairs() -> "pandas.DataFrame":
 @lru_cache(maxsize=4)
 def over_sentences(one: str = "", other: str = "") -> "pandas.DataFrame":
     """Rows' differences over seeds and sentences, by pairs: of two rows a family of one; else every VeRA − every LoRA."""
-    from deltaw.experiments import two_level
+    from deltaw.experiments.engine import two_level
 
     table, wanted = record(), [(one, other)] if one else list(pairs().index)
     table = table[table.row.isin({row for pair in wanted for row in pair})]
@@ -57,7 +57,7 @@ def over_sentences(one: str = "", other: str = "") -> "pandas.DataFrame":
 
 def losses(wanted: list[tuple[str, str]]) -> "pandas.DataFrame":
     """The differences of the validation loss, over seeds, by pairs: one family. No margin was fixed for it."""
-    from deltaw.experiments import verdicts
+    from deltaw.experiments.engine import verdicts
 
     values = verdicts.by_seed(record(), "report/loss")
     found = verdicts.compare(values, wanted, MARGIN, less_is_better=True)
@@ -261,7 +261,7 @@ def head(near: str = "VeRA", far: str = "LoRA") -> dict[str, Any]:
        MEASURED)  # fmt: skip
 def rank(ranks: tuple[int, ...] = VERA) -> dict[str, Any]:
     """From 64 to 128, 256, 512 and 1024; the differences of neighbours, a family that was not fixed before."""
-    from deltaw.experiments import verdicts
+    from deltaw.experiments.engine import verdicts
 
     steps = [(f"VeRA {b}", f"VeRA {a}") for a, b in pairwise(ranks)]
     table = verdicts.between(record(), steps, MARGIN)
@@ -278,7 +278,7 @@ def rank(ranks: tuple[int, ...] = VERA) -> dict[str, Any]:
        MEASURED)  # fmt: skip
 def dip(other_rate: float = 0.0223) -> dict[str, Any]:
     """Looked for afterwards. No interval of the record counts the choice of a rate."""
-    from deltaw.experiments import verdicts
+    from deltaw.experiments.engine import verdicts
 
     beside = [("VeRA 256", "VeRA 128"), ("VeRA 256", "VeRA 512")]
     table = verdicts.between(record(), beside, MARGIN)

@@ -14,7 +14,7 @@ An experiment is a module with
 - `data(settings) -> dict[str, str]`: the SHA-256 of every data set used, by name;
 - `TIMED = True` if its rows hold times, which no second run repeats.
 
-`harness.run` does the rest, and `deltaw.results` reads the tables that were recorded.
+`engine.harness.run` does the rest, what several experiments share is in `engine`, and `deltaw.results` reads the tables that were recorded.
 """
 
 from importlib import import_module

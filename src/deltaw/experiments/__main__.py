@@ -5,7 +5,8 @@ import sys
 import time
 
 from .. import results
-from . import NAMES, experiment, harness
+from . import NAMES, experiment
+from .engine import harness
 
 
 def main(argv: list[str] | None = None) -> int:

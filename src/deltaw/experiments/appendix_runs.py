@@ -42,7 +42,7 @@ import pandas as pd
 import torch
 
 from ..tasks.text import fingerprint
-from .merged_runs import CONTROL, DECAYING, FIXED, HEAD, MIXERS, OPTIMIZERS, TRAINED, compared, tried
+from .engine.merged_runs import CONTROL, DECAYING, FIXED, HEAD, MIXERS, OPTIMIZERS, TRAINED, compared, tried
 
 EQUAL, APART = 100, 1000  # times the control
 GROWING = (25, 1e-2)  # the growth is fitted from this step on, to distances below this one

@@ -29,8 +29,8 @@ from ..tasks.code_base import SHAPES, Base, compiled, plain_tokens_per_second
 from ..tasks.code_lm import AdaptationTask, code_lm
 from ..tasks.code_tokens import STREAMS, Options, corpus
 from ..train import History, Recipe, evaluate, fit
-from .ends import HeadOnly
-from .trained import Size
+from .engine.ends import HeadOnly
+from .engine.trained import Size
 
 if TYPE_CHECKING:
     import pandas

@@ -5,7 +5,7 @@ detached one, in which the norm is a constant (equation 11). The paper trains wi
 difference in accuracy" it takes 24.4 % less memory on LLaMA-7B (section 4.3). Chapter 5 says from shapes that this is the
 memory of the merged weights which the paper's code forms, and that the factored norm of this library forms none.
 
-*Loss.* Both gradients, DoRA around LoRA of rank 8, s = 1, tuned alike (`deltaw.experiments.tuning`: the same rates, seeds and
+*Loss.* Both gradients, DoRA around LoRA of rank 8, s = 1, tuned alike (`deltaw.experiments.engine.tuning`: the same rates, seeds and
 passes) and reported with ten fresh seeds, in paired differences, detached − exact.
 
 - CoLA: MiniLM, all 36 linear layers, a new head trained in full, 500 steps of 32 sentences cut at 32 tokens.
@@ -49,11 +49,11 @@ import numpy as np
 import pandas as pd
 
 from ..adapters import DoRA, LoRA
-from . import verdicts
-from .dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, costs
-from .subjects import hashes
-from .trained import tuned
-from .tuning import Budget, Row, measure_of
+from .engine import verdicts
+from .engine.dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, costs
+from .engine.subjects import hashes
+from .engine.trained import tuned
+from .engine.tuning import Budget, Row, measure_of
 
 TIMED = True  # the cost part: two runs differ
 MARGIN, LOSS_MARGIN = 0.01, 0.01  # one point of the measure; nats

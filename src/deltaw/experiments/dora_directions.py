@@ -13,7 +13,7 @@ MiniLM (22.6 M, six layers) classifies the sentences of CoLA and SST-2, cut at 3
 fine-tuning": biases, normalizations and embeddings stay fixed), LoRA of rank 8 and DoRA around it, s = 1, on all 36 linear
 layers or on query and value alone; the head in full, at the same rate. AdamW without weight decay, dropout or clipping; the
 rate falls linearly to zero, and the checkpoints are at equal fractions of the run. Each method has its own rate, found with
-the same budget (`deltaw.experiments.tuning`) on a part of the training set: five rates half a decade apart (and on, where an
+the same budget (`deltaw.experiments.engine.tuning`) on a part of the training set: five rates half a decade apart (and on, where an
 end is best), then three a quarter of a decade apart around the best. The analysis is of fresh seeds at that rate. One rate
 for all would compare sizes.
 
@@ -51,12 +51,12 @@ import pandas as pd
 from ..adapters import DoRA, LoRA, Spec
 from ..bank import Bank
 from ..train import History
-from . import verdicts
-from .decomposition import FULL_RANK, SAME_RANK, TRAINED, Watch
-from .ends import FullLinear
-from .subjects import hashes, subject
-from .trained import Size, parts, recipe, summary
-from .tuning import Budget, Row, Run, search
+from .engine import verdicts
+from .engine.decomposition import FULL_RANK, SAME_RANK, TRAINED, Watch
+from .engine.ends import FullLinear
+from .engine.subjects import hashes, subject
+from .engine.trained import Size, parts, recipe, summary
+from .engine.tuning import Budget, Row, Run, search
 
 FULL = "full fine-tuning"
 METHODS: dict[str, Callable[[int], Spec]] = {

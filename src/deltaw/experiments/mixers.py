@@ -5,7 +5,7 @@ Python learns C++ and CUDA headers (`deltaw.tasks.code_lm`). MoSLoRA of rank 8, 
 of the encoder (36) or decoder (56); a new head is trained in full at the same rate, the decoder's is not. A random
 (Kaiming), B zero, and the mixer M the identity, two subspaces, Kaiming (the official code's) or orthogonal, each fixed and
 trained; beside LoRA, which has none. AdamW without weight decay, dropout or clipping. A run's budget, the choice of a rate
-and what a seed is: `deltaw.experiments.tuning`.
+and what a seed is: `deltaw.experiments.engine.tuning`.
 
 Why CoLA: of the four text tasks of `init_text` (its record was known; its seeds are not used here) it alone has room for
 a difference. There LoRA's correlation was 0.19, 0.25, 0.25 and 0.05 at rates 0.0005, 0.001, 0.002 and 0.004, with a
@@ -35,10 +35,10 @@ import numpy as np
 import pandas as pd
 
 from ..adapters import LoRA, MoSLoRA
-from . import two_level, verdicts
-from .subjects import hashes
-from .trained import tuned
-from .tuning import SMALL_CODE, Budgets, Row, measure_of, rounded
+from .engine import two_level, verdicts
+from .engine.subjects import hashes
+from .engine.trained import tuned
+from .engine.tuning import SMALL_CODE, Budgets, Row, measure_of, rounded
 
 MARGIN = 0.01  # of a difference that does not matter: one point of Matthews' correlation or accuracy, or 0.01 nats
 LORA = "LoRA"

@@ -14,7 +14,7 @@ ranks: α = 8 in both, s = α/√r and α/r, at ranks 4, 16, 64 and 256 on code,
 
 Fixed before the run:
 
-- *Tuning.* `deltaw.experiments.tuning`: for every row seven rates, half a decade apart, from 1e-4 to 1e-1; then five a
+- *Tuning.* `deltaw.experiments.engine.tuning`: for every row seven rates, half a decade apart, from 1e-4 to 1e-1; then five a
   factor √2 apart around its best; either goes on beyond an end that is best. Three seeds, measured on a part of the training
   side that is not trained on. A row whose rate is still at the edge is "not tuned" and gets no verdict.
 - *Report.* Ten fresh seeds at the chosen rate, on the validation set. Start aside, a seed is the same head and order for
@@ -42,13 +42,13 @@ import pandas as pd
 
 from ..adapters import DoRA, LoRA, LoRAXS, MoSLoRA, Spec, VeRA, inits, lora_xs
 from ..statistics import power
-from . import two_level, verdicts
-from .ends import FullLinear, HeadOnly
-from .sensitivity import costs
-from .starts import Once
-from .subjects import hashes
-from .trained import PADDED, tuned
-from .tuning import SMALL_CODE, Budgets, Row, measure_of
+from .engine import two_level, verdicts
+from .engine.ends import FullLinear, HeadOnly
+from .engine.sensitivity import costs
+from .engine.starts import Once
+from .engine.subjects import hashes
+from .engine.trained import PADDED, tuned
+from .engine.tuning import SMALL_CODE, Budgets, Row, measure_of
 
 MARGIN = 0.01  # of a difference that does not matter: one point of accuracy or correlation, or 0.01 nats
 LORA, HEAD, FULL = "LoRA", "head only", "full"

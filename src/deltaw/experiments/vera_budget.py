@@ -3,7 +3,7 @@
 MiniLM (22.6 M) classifies the sentences of CoLA (why CoLA: see `mixers`). LoRA of rank 1 to 16, s = 1, and VeRA of rank 64
 to 1024, d = 0.1 at the start, on all 36 linear layers of the encoder; the head is trained in full, at the same rate. Beside
 them the head alone. AdamW without weight decay, dropout or clipping. VeRA's A and B are drawn anew for each seed, so that an
-interval does not speak of one draw only. A run's budget and the choice of a rate: `deltaw.experiments.tuning`; coarse rates
+interval does not speak of one draw only. A run's budget and the choice of a rate: `deltaw.experiments.engine.tuning`; coarse rates
 half a decade apart from 1e-4 to 1e-1, and five a factor √2 apart around each row's best.
 
 Fixed before the run:
@@ -25,11 +25,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..adapters import LoRA, VeRA
-from . import two_level, verdicts
-from .ends import HeadOnly
-from .subjects import hashes
-from .trained import tuned
-from .tuning import Budget, Row
+from .engine import two_level, verdicts
+from .engine.ends import HeadOnly
+from .engine.subjects import hashes
+from .engine.trained import tuned
+from .engine.tuning import Budget, Row
 
 MARGIN = 0.01  # of a difference that does not matter, in Matthews' correlation or accuracy: one point
 HEAD = "head only"

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..experiments import record
+from ..experiments.engine import record
 
 if TYPE_CHECKING:
     import pandas

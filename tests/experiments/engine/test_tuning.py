@@ -10,11 +10,11 @@ import torch
 from scipy import stats
 
 import deltaw as dw
-from deltaw.experiments import trained, verdicts
-from deltaw.experiments.ends import FullLinear, HeadOnly
-from deltaw.experiments.subjects import Subject
-from deltaw.experiments.trained import Size, out_of_memory, parts, tuned
-from deltaw.experiments.tuning import Budget, Budgets, Row, choices, measure_of, search
+from deltaw.experiments.engine import trained, verdicts
+from deltaw.experiments.engine.ends import FullLinear, HeadOnly
+from deltaw.experiments.engine.subjects import Subject
+from deltaw.experiments.engine.trained import Size, out_of_memory, parts, tuned
+from deltaw.experiments.engine.tuning import Budget, Budgets, Row, choices, measure_of, search
 from deltaw.tasks import digits
 from deltaw.train import Recipe, fit
 

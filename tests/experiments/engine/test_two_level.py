@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import matthews_corrcoef
 
-from deltaw.experiments import two_level, verdicts
-from deltaw.experiments.two_level import drawn, half_widths, precision, resampled
+from deltaw.experiments.engine import two_level, verdicts
+from deltaw.experiments.engine.two_level import drawn, half_widths, precision, resampled
 
 
 def code(values):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from ..adapters import Layer
+from ...adapters import Layer
 
 
 class Once:

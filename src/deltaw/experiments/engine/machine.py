@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-PACKAGE = Path(__file__).parents[1]
+import deltaw
+
+PACKAGE = Path(deltaw.__file__).parent
 VERSIONS_OF = ("torch", "numpy", "transformers", "accelerate", "datasets", "scikit-learn", "pandas", "pyarrow")
 
 

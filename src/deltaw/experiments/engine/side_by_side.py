@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..claims.two_forms import orthogonalized
-from ..tasks import Task
+from ...claims.two_forms import orthogonalized
+from ...tasks import Task
 
 Shape = tuple[int, int]
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from deltaw import experiments, results
-from deltaw.experiments import harness, machine, record
+from deltaw.experiments.engine import harness, machine, record
 
 TESTS = Path(fake_experiment.__file__).parent
 NAME = "fake_experiment"
@@ -115,6 +115,7 @@ def test_the_manifest_says_what_was_run_and_where(tmp_path, monkeypatch):
     assert {(each["rows"], each["sitting"]) for each in manifest["cells"]} == {(2, 0)}
     (sitting,) = manifest["sittings"]
     assert sitting["device"] == "cpu" and sitting["name"] is sitting["driver"] is None
+    assert (machine.PACKAGE / "bank.py").is_file()  # all of the package, not the part that the file lies in
     assert sitting["commit"] == "abc" and sitting["source"] == machine.source_hash()
     assert sitting["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert 0 <= sum(each["seconds"] for each in manifest["cells"]) <= sitting["seconds"] + 0.01 == manifest["seconds"] + 0.01
@@ -175,7 +176,7 @@ def test_an_exception_loses_the_cell_that_it_was_in(tmp_path, calls, stop):
 KILLED = """
 import os, sys
 import fake_experiment
-from deltaw.experiments import harness, record
+from deltaw.experiments.engine import harness, record
 
 when, out = sys.argv[1:]
 measure, replace, fsync = fake_experiment.measure, os.replace, os.fsync

@@ -6,8 +6,9 @@ from torch import Generator
 
 import deltaw as dw
 from deltaw.claims import dora as claims
-from deltaw.experiments import bank_speed, decomposition
-from deltaw.experiments.decomposition import (
+from deltaw.experiments import bank_speed
+from deltaw.experiments.engine import decomposition
+from deltaw.experiments.engine.decomposition import (
     BITS,
     FULL_RANK,
     SAME_RANK,
@@ -18,7 +19,7 @@ from deltaw.experiments.decomposition import (
     kept,
     random_like,
 )
-from deltaw.experiments.ends import FullLinear
+from deltaw.experiments.engine.ends import FullLinear
 
 
 def draw(*shape, seed=0):

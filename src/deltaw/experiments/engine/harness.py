@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..train import seeded
-from . import experiment as by_name
+from ...train import seeded
+from .. import experiment as by_name
 from . import record
 from .machine import sitting
 from .record import Refused

@@ -2,9 +2,9 @@
 
 import pytest
 
-from deltaw.experiments import subjects
-from deltaw.experiments.subjects import hashes, subject
-from deltaw.experiments.tuning import SMALL_CODE, Budget, Budgets
+from deltaw.experiments.engine import subjects
+from deltaw.experiments.engine.subjects import hashes, subject
+from deltaw.experiments.engine.tuning import SMALL_CODE, Budget, Budgets
 from deltaw.tasks.minilm import _folder
 
 SMALL = Budgets(limit=24, length=8, **SMALL_CODE)

@@ -5,8 +5,8 @@ import torch
 
 import deltaw as dw
 from deltaw.adapters.dora import DoRAAdapter
-from deltaw.experiments import dora_step
-from deltaw.experiments.dora_step import (
+from deltaw.experiments.engine import dora_step
+from deltaw.experiments.engine.dora_step import (
     ARMS,
     BASE,
     DETACHED,

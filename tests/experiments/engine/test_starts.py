@@ -5,7 +5,7 @@ import torch
 
 import deltaw as dw
 from deltaw.adapters import inits, lora_xs
-from deltaw.experiments.starts import Once
+from deltaw.experiments.engine.starts import Once
 from deltaw.tasks import digits
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..adapters import Adapter, Spec
-from ..attach import attach
-from ..bank import Bank
-from ..train import History, Recipe
-from ..wrappers import AdaptedLinear, TrainedCopy, wrappers
+from ...adapters import Adapter, Spec
+from ...attach import attach
+from ...bank import Bank
+from ...train import History, Recipe
+from ...wrappers import AdaptedLinear, TrainedCopy, wrappers
 from .ends import HeadOnly
 from .subjects import Subject, subject
 from .tuning import Budget, Row, Run, search

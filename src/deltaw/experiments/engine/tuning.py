@@ -21,8 +21,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..adapters import Spec
-from ..tasks.text import MEASURES
+from ...adapters import Spec
+from ...tasks.text import MEASURES
 
 TUNING = ("coarse", "fine")  # phases from which the rate is chosen
 

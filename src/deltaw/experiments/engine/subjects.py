@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..tasks import Task, code_lm, digits
-from ..tasks.code_base import SHAPES, Base
-from ..tasks.code_tokens import Options, corpus
-from ..tasks.digits import fingerprint as digits_fingerprint
-from ..tasks.text import fingerprint, text
+from ...tasks import Task, code_lm, digits
+from ...tasks.code_base import SHAPES, Base
+from ...tasks.code_tokens import Options, corpus
+from ...tasks.digits import fingerprint as digits_fingerprint
+from ...tasks.text import fingerprint, text
 from .tuning import Budget, Budgets, measure_of
 
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 
-from ..adapters import Adapter, DoRA, Layer, LoRA, Spec
-from ..adapters.dora import DoRAAdapter
-from ..attach import attach
-from .bank_speed import autocast, now
+from ...adapters import Adapter, DoRA, Layer, LoRA, Spec
+from ...adapters.dora import DoRAAdapter
+from ...attach import attach
+from ..bank_speed import autocast, now
 
 DETACHED, EXACT, BASE = "DoRA", "DoRA, exact gradient", "frozen base"
 FORMED, FORMED_EXACT = "formed norm", "formed norm, exact gradient"

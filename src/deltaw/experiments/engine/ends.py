@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Generator, Tensor, nn
 
-from ..adapters import Adapter, Layer, Spec
+from ...adapters import Adapter, Layer, Spec
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ..adapters import MoSLoRA, moslora
-from ..adapters.adapter import Layer
-from ..attach import adapted_layers, attach
-from ..claims.two_forms import RULES
-from ..tasks.minilm import minilm
-from ..tasks.text import TextTask, text
-from ..train import predict
+from ...adapters import MoSLoRA, moslora
+from ...adapters.adapter import Layer
+from ...attach import adapted_layers, attach
+from ...claims.two_forms import RULES
+from ...tasks.minilm import minilm
+from ...tasks.text import TextTask, text
+from ...train import predict
 from .side_by_side import Heads, Muon, SideBySide, Slot, clip_by_norm, clip_by_value
 from .tuning import measure_of, rounded
 
 if TYPE_CHECKING:
-    from .appendix_runs import Settings
+    from ..appendix_runs import Settings
 
 FIXED, TRAINED, CONTROL, MERGED, HEAD = "fixed", "trained", "control", "merged", "head alone"  # kinds of runs
 NUDGE = 4  # of A's entries in the control, in units of the precision's ε

@@ -10,8 +10,8 @@ from torch import nn
 import deltaw as dw
 from deltaw.adapters import MoSLoRA
 from deltaw.claims import measure, two_forms
-from deltaw.experiments.merged_runs import HEAD_RATE, MIXERS, OPTIMIZERS, orthogonal, signed_permutation, slot
-from deltaw.experiments.side_by_side import Heads, Muon, SideBySide, clip_by_norm, clip_by_value
+from deltaw.experiments.engine.merged_runs import HEAD_RATE, MIXERS, OPTIMIZERS, orthogonal, signed_permutation, slot
+from deltaw.experiments.engine.side_by_side import Heads, Muon, SideBySide, clip_by_norm, clip_by_value
 from deltaw.tasks import digits
 
 LAYERS, RANK, STEPS = ("hidden1", "hidden2"), 4, 4

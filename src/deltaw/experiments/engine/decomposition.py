@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from ..linear import AdaptedLinear
-from ..wrappers import named_wrappers
+from ...linear import AdaptedLinear
+from ...wrappers import named_wrappers
 
 TRAINED, SAME_RANK, FULL_RANK = "trained", "random, same rank", "random, full rank"  # of what kind a change is
 KINDS = {"attention.self.query": "query", "attention.self.key": "key", "attention.self.value": "value",
