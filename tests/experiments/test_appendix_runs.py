@@ -9,15 +9,10 @@ from deltaw.claims.two_forms import RULES, is_orthogonal
 from deltaw.experiments import appendix_runs as runs
 from deltaw.experiments.appendix_runs import ALIKE, APART, CONTROL, EQUAL, FIXED, HEAD, QUICK, TRAINED, Settings
 from deltaw.experiments.engine import merged_runs
-from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="module")
-def record(quick):
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+def record(quick, minilm):
     return quick("appendix_runs")
 
 

@@ -7,15 +7,10 @@ import pytest
 from deltaw.experiments import dora_detach
 from deltaw.experiments.dora_detach import QUICK, Settings, cost, curves, detach_differences, reported, saved
 from deltaw.experiments.engine.dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, arms
-from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="module")
-def record(quick):
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+def record(quick, minilm):
     return quick("dora_detach")
 
 

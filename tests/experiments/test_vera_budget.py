@@ -8,15 +8,10 @@ from deltaw.adapters import LoRA, VeRA
 from deltaw.experiments import vera_budget
 from deltaw.experiments.engine.trained import Size
 from deltaw.experiments.vera_budget import HEAD, QUICK, Settings
-from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="module")
-def record(quick):
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+def record(quick, minilm):
     return quick("vera_budget")
 
 
