@@ -161,6 +161,12 @@ def test_lora_plus():
     check(Toy(), slots, train_also=["head"])
 
 
+def test_heads_have_their_own_rates():
+    slots = [(spec, dataclasses.replace(RECIPE, head_learning_rate=rate, lora_plus_ratio=ratio, weight_decay=0.1))
+             for spec, rate, ratio in [(dw.LoRA(4), None, 1.0), (dw.LoRA(4), 1e-2, 4.0), (dw.VeRA(8), 1e-4, 1.0)]]
+    check(Toy(), slots, train_also=["head"])
+
+
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_slots_may_go_through_the_model_a_few_at_a_time(at_once):
     specs = ["LoRA", "VeRA", "DoRA", "LoRA B", "LoRA-XS", "MoSLoRA"]
@@ -425,6 +431,7 @@ def differing(**settings):
     (differing(optimizer=torch.optim.Adam), ValueError, "slot 1: the optimizer.*'sgd'.*not <class"),
     ([(dw.LoRA(2), RECIPE), (dw.LoRA(40, init="pissa"), RECIPE)], ValueError, "slot 1: pissa needs a rank"),
     ([(dw.LoRAXS(2), dataclasses.replace(RECIPE, lora_plus_ratio=4.0))], ValueError, "slot 0: lora_plus_ratio=4"),
+    ([(dw.LoRA(2), dataclasses.replace(RECIPE, head_learning_rate=4.0))], ValueError, "slot 0: head_learning_rate=4"),
 ])
 def test_slots_that_cannot_share_a_bank_are_named(slots, error, message):
     model = Toy().model()

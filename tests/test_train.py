@@ -111,7 +111,7 @@ def test_importing_is_cheap():
     ("clip_norm", 0.0, ValueError), ("clip_norm", "1", TypeError),
     ("batch_size", 0, ValueError), ("accumulation", 0, ValueError), ("accumulation", 5, ValueError),
     ("precision", "fp8", ValueError), ("seed", -1, ValueError), ("seed", 1.5, TypeError),
-    ("lora_plus_ratio", 0.0, ValueError), ("lora_plus_ratio", math.nan, ValueError),
+    ("head_learning_rate", 0.0, ValueError), ("head_learning_rate", "1e-3", TypeError), ("lora_plus_ratio", 0.0, ValueError), ("lora_plus_ratio", math.nan, ValueError),
 ])
 def test_bad_settings_are_named(name, value, error):
     with pytest.raises(error, match=name) as raised:
@@ -338,6 +338,28 @@ def test_lora_plus_without_an_up_side_is_refused():
     frozen.B.requires_grad_(False)
     with pytest.raises(ValueError, match="up_parameters"):
         fit(frozen, Blobs(), Recipe(steps=1, lora_plus_ratio=4))
+
+
+@pytest.mark.parametrize("rate", [None, 0.5])
+def test_a_head_has_its_own_rate(rate):
+    task, moved = Blobs(), {}
+    model = dw.attach(task.model(), dw.LoRA(rank=2), targets=["hidden"], train_also=["out"])
+    task.losses(model, next(task.batches(0, 32))).mean().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before = weights(model)
+    model.zero_grad()
+    fit(model, task, Recipe(steps=1, learning_rate=0.01, optimizer="sgd", head_learning_rate=rate))
+    after = weights(model)
+    for name, gradient in gradients.items():
+        moved[name] = own = (rate or 0.01) if name.startswith("out") else 0.01
+        torch.testing.assert_close(after[name], before[name] - own * gradient)
+    assert set(moved.values()) == {0.01, rate or 0.01}
+
+
+def test_a_rate_for_a_head_that_is_not_there_is_refused():
+    model = dw.attach(Blobs().model(), dw.LoRA(rank=2), targets=["hidden"])
+    with pytest.raises(ValueError, match="head_learning_rate=0.5.*train_also"):
+        fit(model, Blobs(), Recipe(steps=1, head_learning_rate=0.5))
 
 
 # --- precision and accelerate

@@ -100,7 +100,8 @@ class Bank:
             with _naming(slot):
                 adapters, copies = build(spec, layers, also, recipe.seed, reset_also)
                 modules = [nn.ModuleList(adapters.values()), nn.ModuleList(copies.values()).requires_grad_(True)]
-                train.parameter_groups(nn.ModuleList(modules), recipe)  # raises if LoRA+ finds no up side
+                # Raises if a part that is to have a rate of its own is not there.
+                train.parameter_groups(nn.ModuleList(modules), recipe, heads=set(modules[1].parameters()))
             self._modules.append(tuple(modules))
 
     def fit(

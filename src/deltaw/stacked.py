@@ -106,10 +106,13 @@ class Block:
                 moments.copy_(run.moments[part])
         self.settings = {name: table.to(exact).to(device) for name, table in settings(recipes).items()}  # (steps, K, 1)
 
-        up_side = up_side_of(members[0])
-        is_up = torch.cat([torch.full((p.numel(),), p in up_side) for p in parameters])  # (P,)
-        ratio = torch.tensor([[recipe.lora_plus_ratio] for recipe in recipes], dtype=exact)  # (K, 1)
-        self.ratio = torch.where(is_up, ratio, 1.0).to(device) if (ratio != 1).any() else 1.0  # (K, P)
+        # Of the rates of those that have one of their own to the recipe's.
+        up_side, is_head = up_side_of(members[0]), part == "heads"
+        apart = torch.cat([torch.full((p.numel(),), is_head or p in up_side) for p in parameters])  # (P,)
+        ratios = [(recipe.head_learning_rate or recipe.learning_rate) / recipe.learning_rate if is_head else
+                  recipe.lora_plus_ratio for recipe in recipes]
+        ratio = torch.tensor(ratios, dtype=exact)[:, None]  # (K, 1)
+        self.ratio = torch.where(apart, ratio, 1.0).to(device) if (ratio != 1).any() else 1.0  # (K, P)
 
         # The first slot's modules are copied with every tensor replaced by the one of all slots.
         columns = self.weights.split(self.sizes, dim=1)

@@ -10,6 +10,8 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 
+from .wrappers import TrainedCopy
+
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -44,6 +46,8 @@ class Recipe:
             "auto" is "bf16" on a GPU that has it, else "fp32". A float64 model is trained in float64.
         seed: of the order of the examples and of dropout.
         lora_plus_ratio: how many times larger the rate of the up side (B) is, as in LoRA+ (arXiv 2402.12354).
+        head_learning_rate: of what `attach(train_also=…)` names, such as a new head, on the same schedule; None for
+            `learning_rate`. Factors of different families want rates that are decades apart, and a head does not.
     """
 
     steps: int = 500
@@ -61,6 +65,7 @@ class Recipe:
     precision: str = "auto"
     seed: int = 0
     lora_plus_ratio: float = 1.0
+    head_learning_rate: float | None = None
 
     def __post_init__(self):
         def is_number(value):
@@ -70,9 +75,9 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, not {value!r}")
-        for name in ("learning_rate", "momentum", "eps", "weight_decay", "clip_norm", "lora_plus_ratio"):
+        for name in ("learning_rate", "momentum", "eps", "weight_decay", "clip_norm", "lora_plus_ratio", "head_learning_rate"):
             value = getattr(self, name)
-            if not is_number(value) and not (name == "clip_norm" and value is None):
+            if not is_number(value) and not (name in ("clip_norm", "head_learning_rate") and value is None):
                 raise TypeError(f"{name} must be a number, not {value!r}")
         if not (isinstance(self.betas, tuple) and len(self.betas) == 2 and all(map(is_number, self.betas))):
             raise TypeError(f"betas must be a tuple of two numbers, not {self.betas!r}")
@@ -98,6 +103,8 @@ class Recipe:
         check("precision", f"one of {PRECISIONS}", self.precision in PRECISIONS)
         check("seed", "at least 0 and less than 2**63", 0 <= self.seed < 2**63)
         check("lora_plus_ratio", "positive and finite", 0 < self.lora_plus_ratio < math.inf)
+        check("head_learning_rate", "positive and finite, or None",
+              self.head_learning_rate is None or 0 < self.head_learning_rate < math.inf)
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of update `step`, counted from 0.
@@ -123,7 +130,7 @@ class History:
     Attributes:
         recipe: the recipe of the run.
         loss: the mean loss of each step's batch, before its update.
-        learning_rate: the rate of each step (without the LoRA+ ratio).
+        learning_rate: the rate of each step (without the LoRA+ ratio, and not a head's own).
         grad_norm: the global gradient norm of each step, before clipping.
         evaluations: {step: {metric: value}} over the validation examples; the last one is after the last update.
         stopped: why the run ended before its last step, as a slot of a bank can; else empty.
@@ -311,21 +318,31 @@ def up_side_of(model: nn.Module) -> set[nn.Parameter]:
     return {module.get_parameter(name) for module in model.modules() for name in getattr(module, "up_parameters", ())}
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
-    """What is trained, as optimizer groups: the up side apart when it has a rate of its own."""
-    up = up_side_of(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    up_side = [parameter for parameter in trained if parameter in up]
-    others = [parameter for parameter in trained if parameter not in up]
-    common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    if recipe.lora_plus_ratio == 1:
-        return [{"params": trained, **common}]
-    if not up_side:
-        raise ValueError(f"lora_plus_ratio={recipe.lora_plus_ratio}, but no trained parameter is on an up side: "
-                         "the adapters' classes name none in up_parameters")
-    groups = [{"params": others, **common},
-              {"params": up_side, **common, "lr": recipe.learning_rate * recipe.lora_plus_ratio}]
-    return [group for group in groups if group["params"]]
+def heads_of(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters of what is trained in full beside the adapters."""
+    return {parameter for module in model.modules() if isinstance(module, TrainedCopy) for parameter in module.parameters()}
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe, heads: set[nn.Parameter] | None = None) -> list[dict]:
+    """What is trained, as optimizer groups: the up side and the heads apart where they have rates of their own.
+
+    Raises:
+        ValueError: if the recipe has a rate for one of them, and the model has none.
+    """
+    up, heads = up_side_of(model), heads_of(model) if heads is None else heads
+    rates = {parameter: recipe.learning_rate for parameter in model.parameters() if parameter.requires_grad}
+    for name, part, rate, found in (
+        ("lora_plus_ratio", up, recipe.learning_rate * recipe.lora_plus_ratio,
+         "on an up side: the adapters' classes name none in up_parameters"),
+        ("head_learning_rate", heads, recipe.head_learning_rate or recipe.learning_rate,
+         "in a head: attach names none in train_also"),
+    ):
+        own = rates.keys() & part
+        if rate != recipe.learning_rate and not own:
+            raise ValueError(f"{name}={getattr(recipe, name)}, but no trained parameter is {found}")
+        rates |= dict.fromkeys(own, rate)
+    return [{"params": [parameter for parameter in rates if rates[parameter] == rate], "lr": rate,
+             "weight_decay": recipe.weight_decay} for rate in dict.fromkeys(rates.values())]
 
 
 def _optimizer(recipe: Recipe, groups: list[dict], accelerator) -> torch.optim.Optimizer:

@@ -44,6 +44,14 @@ def test_every_row_is_tuned_on_every_task_with_one_budget():
         Settings(everywhere=8)
 
 
+def test_a_new_head_has_one_rate_beside_all_rows():
+    full = Settings()
+    for cell in compared.cells(full):
+        rate = {CODE: None, "digits": 0.01}.get(cell["task"], 0.005)
+        for row in compared.rows(cell["task"], cell["group"], full):
+            assert row.recipe.get("head_learning_rate") == (None if row.name == HEAD else rate)
+
+
 def test_the_rows_are_what_they_are_called():
     rows = {row.name: row for group in compared.groups(Settings()).values() for row in group}
     assert rows[LORA].spec(0) == dw.LoRA(8) and rows["Init[B]"].spec(0) == dw.LoRA(8, init="B")

@@ -2,8 +2,9 @@
 
 Six tasks: MiniLM (22.6 M) on CoLA, SST-2, TREC and SUBJ; a small network on digits turned by 90°; a decoder of 46.9 M
 parameters, trained on Python, on C++ and CUDA headers (`deltaw.tasks.code_lm`). Adapters are on every linear layer but the
-head. A classifier's head is new and trained in full at the rate of the factors; the decoder's is not trained, but in "head
-only", where the output matrix is all that is. "full" trains every entry of the adapted layers' weights. AdamW without weight
+head. A classifier's head is new and trained in full at a rate that is the same for all rows, whatever their factors want
+(0.005; 0.01 on the digits: between LoRA's and VeRA's best in `vera_budget`, where the head shares the factors' rate), but
+for "head only", where it is tuned; the decoder's is not trained, but in "head only", where the output matrix is all that is. "full" trains every entry of the adapted layers' weights. AdamW without weight
 decay, dropout or clipping; the rate rises over 5 % of the updates, then falls linearly to zero. What is trained and its
 scale are in each row's `parameters` and `scale`. MoSLoRA's mixer is Kaiming where it is trained, as in the authors' code;
 LoRA+ has B's rate 16 times A's; VeRA's A and B are drawn anew for each seed. PiSSA and LoRA-XS draw nothing: their seeds are
@@ -35,7 +36,7 @@ Fixed before the run:
   than LoRA's, whose rises; tuned, they are equivalent up to rank 64.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,7 @@ class Settings(Budgets):
         rank: of LoRA and what is made of it, also its α; xs, vera: LoRA-XS's and VeRA's.
         d_init: VeRA's.
         ratio: LoRA+'s.
+        head_rate, digits_head_rate: of a new head, beside factors of any rate.
         everywhere: the rank of LoRA and rsLoRA on all tasks; ranks: on `code_lm`, with it.
     """
 
@@ -84,6 +86,8 @@ class Settings(Budgets):
     vera: int = 256
     d_init: float = 0.1
     ratio: float = 16.0
+    head_rate: float = 5e-3
+    digits_head_rate: float = 1e-2
     everywhere: int = 16
     ranks: tuple[int, ...] = (4, 16, 64, 256)
 
@@ -133,10 +137,17 @@ def groups(settings: Settings) -> dict[str, list[Row]]:
 def rows(task: str, group: str, settings: Settings) -> list[Row]:
     """A cell's."""
     known = groups(settings)
-    if task == CODE or group != "factors":
+    if task == CODE:
         return known[group]
+    rate = settings.digits_head_rate if task == "digits" else settings.head_rate
+
+    def beside_a_head(rows: list[Row]) -> list[Row]:
+        return [replace(row, recipe={**row.recipe, "head_learning_rate": rate}) for row in rows]
+
+    if group != "factors":
+        return beside_a_head(known[group])
     ranks = [row for own in known.values() for row in own if rank_of(row.name) == settings.everywhere]
-    return known[HEAD] + known[group] + ranks  # the head, which is trained beside every row, goes with them
+    return known[HEAD] + beside_a_head(known[group] + ranks)  # what is trained beside every row goes with them, alone
 
 
 def rank_of(row: str) -> int | None:
