@@ -75,9 +75,10 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, not {value!r}")
-        for name in ("learning_rate", "momentum", "eps", "weight_decay", "clip_norm", "lora_plus_ratio", "head_learning_rate"):
+        optional = ("clip_norm", "head_learning_rate")
+        for name in ("learning_rate", "momentum", "eps", "weight_decay", "lora_plus_ratio", *optional):
             value = getattr(self, name)
-            if not is_number(value) and not (name in ("clip_norm", "head_learning_rate") and value is None):
+            if not is_number(value) and not (name in optional and value is None):
                 raise TypeError(f"{name} must be a number, not {value!r}")
         if not (isinstance(self.betas, tuple) and len(self.betas) == 2 and all(map(is_number, self.betas))):
             raise TypeError(f"betas must be a tuple of two numbers, not {self.betas!r}")

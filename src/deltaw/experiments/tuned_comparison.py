@@ -1,23 +1,24 @@
 """With every learning rate tuned on the same budget, what is left between the variants?
 
 Six tasks: MiniLM (22.6 M) on CoLA, SST-2, TREC and SUBJ; a small network on digits turned by 90°; a decoder of 46.9 M
-parameters, trained on Python, on C++ and CUDA headers (`deltaw.tasks.code_lm`). Adapters are on every linear layer but the
-head. A classifier's head is new and trained in full at a rate that is the same for all rows, whatever their factors want
-(0.005; 0.01 on the digits: between LoRA's and VeRA's best in `vera_budget`, where the head shares the factors' rate), but
-for "head only", where it is tuned; the decoder's is not trained, but in "head only", where the output matrix is all that is. "full" trains every entry of the adapted layers' weights. AdamW without weight
-decay, dropout or clipping; the rate rises over 5 % of the updates, then falls linearly to zero. What is trained and its
-scale are in each row's `parameters` and `scale`. MoSLoRA's mixer is Kaiming where it is trained, as in the authors' code;
-LoRA+ has B's rate 16 times A's; VeRA's A and B are drawn anew for each seed. PiSSA and LoRA-XS draw nothing: their seeds are
-those of head and order.
+parameters, trained on Python, on C++ and CUDA headers (`deltaw.tasks.code_lm`). Adapters are on every linear layer but
+the head. A classifier's head is new and trained in full at a rate that is the same for all rows, whatever their factors
+want (0.005; 0.01 on the digits: between LoRA's and VeRA's best in `vera_budget`, where the head shares the factors'
+rate), but for "head only", where it is tuned; the decoder's is not trained, but in "head only", where the output matrix
+is all that is. "full" trains every entry of the adapted layers' weights. AdamW without weight decay, dropout or clipping;
+the rate rises over 5 % of the updates, then falls linearly to zero. What is trained and its scale are in each row's
+`parameters` and `scale`. MoSLoRA's mixer is Kaiming where it is trained, as in the authors' code; LoRA+ has B's rate 16
+times A's; VeRA's A and B are drawn anew for each seed. PiSSA and LoRA-XS draw nothing: their seeds are those of head and
+order.
 
 Ranks: 8, but LoRA-XS 16 and VeRA 256. rsLoRA at one rank is LoRA of another scale, so that it is compared with LoRA over
 ranks: α = 8 in both, s = α/√r and α/r, at ranks 4, 16, 64 and 256 on code, and at 16 on every task.
 
 Fixed before the run:
 
-- *Tuning.* `deltaw.experiments.engine.tuning`: for every row seven rates, half a decade apart, from 1e-4 to 1e-1; then five a
-  factor √2 apart around its best; either goes on beyond an end that is best. Three seeds, measured on a part of the training
-  side that is not trained on. A row whose rate is still at the edge is "not tuned" and gets no verdict.
+- *Tuning.* By `engine.tuning`: for every row seven rates, half a decade apart, from 1e-4 to 1e-1; then five a factor √2
+  apart around its best; either goes on beyond an end that is best. Three seeds, measured on a part of the training side
+  that is not trained on. A row whose rate is still at the edge is "not tuned" and gets no verdict.
 - *Report.* Ten fresh seeds at the chosen rate, on the validation set. Start aside, a seed is the same head and order for
   all.
 - *Measure.* Matthews' correlation on CoLA, accuracy on the other classifiers, nats a token on code.
