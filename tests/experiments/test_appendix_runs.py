@@ -12,7 +12,7 @@ from deltaw.experiments.engine import merged_runs
 
 
 @pytest.fixture(scope="module")
-def record(quick, minilm):
+def record(quick, minilm_folder):
     return quick("appendix_runs")
 
 

@@ -10,7 +10,7 @@ from deltaw.experiments.engine.dora_step import BASE, DETACHED, EXACT, FORMED, F
 
 
 @pytest.fixture(scope="module")
-def record(quick, minilm):
+def record(quick, minilm_folder):
     return quick("dora_detach")
 
 

@@ -30,7 +30,7 @@ VIEWS = ["pooled", "within layer", "within checkpoint"]
 
 
 @pytest.fixture(scope="module")
-def record(quick, minilm):
+def record(quick, minilm_folder):
     return quick("dora_directions")
 
 

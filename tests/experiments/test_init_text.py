@@ -15,7 +15,7 @@ RATES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @pytest.fixture(scope="module")
-def record(quick, minilm):
+def record(quick, minilm_folder):
     return quick("init_text")
 
 

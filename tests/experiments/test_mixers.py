@@ -10,7 +10,7 @@ from deltaw.experiments.mixers import LORA, QUICK, Settings, name
 
 
 @pytest.fixture(scope="module")
-def record(quick, minilm):
+def record(quick, minilm_folder):
     return quick("mixers")
 
 

@@ -11,7 +11,7 @@ from deltaw.experiments.vera_budget import HEAD, QUICK, Settings
 
 
 @pytest.fixture(scope="module")
-def record(quick, minilm):
+def record(quick, minilm_folder):
     return quick("vera_budget")
 
 

@@ -7,16 +7,11 @@ import torch
 
 from deltaw.tasks import docstrings
 from deltaw.tasks.docstrings import PACKAGES, _docstrings, _in_module
-from deltaw.tasks.minilm import _folder
 from deltaw.train import evaluate
 
 
 @pytest.fixture(scope="module")
-def task():
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+def task(minilm_folder):
     return docstrings(length=16)
 
 

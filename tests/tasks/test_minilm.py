@@ -10,22 +10,14 @@ from deltaw.tasks import minilm, tokenize
 from deltaw.tasks.minilm import SHA256, MiniLMClassifier, _folder, _verified
 
 
-@pytest.fixture(scope="module")
-def folder():
-    try:
-        return _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
-
-
-def test_the_encoder_is_minilm(folder):
+def test_the_encoder_is_minilm(minilm_folder):
     encoder = minilm()
     assert sum(p.numel() for p in encoder.parameters()) == 22_565_376
     assert encoder.config.num_hidden_layers == 6 and encoder.config.hidden_size == 384
     assert encoder.training and all(p.requires_grad for p in encoder.parameters())
 
 
-def test_similar_sentences_are_near(folder):
+def test_similar_sentences_are_near(minilm_folder):
     pieces = tokenize(["A cat sits on the mat.", "A kitten is on a rug.", "Interest rates rose again."], length=16)
     model = minilm(num_labels=2).eval()
     model.classifier = torch.nn.Identity()
@@ -34,20 +26,20 @@ def test_similar_sentences_are_near(folder):
     assert cat @ kitten > 0.5 > 0.2 > cat @ rates
 
 
-def test_padding_changes_nothing(folder):
+def test_padding_changes_nothing(minilm_folder):
     model = minilm(num_labels=3).double().eval()
     sentences = ["Short.", "A somewhat longer sentence, with commas."]
     with torch.no_grad():
         torch.testing.assert_close(model(**tokenize(sentences, 16)), model(**tokenize(sentences, 40)))
 
 
-def test_copies_are_equal_and_independent(folder):
+def test_copies_are_equal_and_independent(minilm_folder):
     one, two = minilm(num_labels=4, seed=3), minilm(num_labels=4, seed=3)
     for (name, a), b in zip(one.named_parameters(), two.parameters()):
         assert torch.equal(a, b) and a.data_ptr() != b.data_ptr(), name
 
 
-def test_the_seed_is_the_classifier_s_and_the_process_s_random_state_stays(folder):
+def test_the_seed_is_the_classifier_s_and_the_process_s_random_state_stays(minilm_folder):
     state = torch.get_rng_state()
     one, two = minilm(num_labels=4, seed=0), minilm(num_labels=4, seed=1)
     assert isinstance(one, MiniLMClassifier) and one.classifier.weight.shape == (4, 384)
@@ -55,7 +47,7 @@ def test_the_seed_is_the_classifier_s_and_the_process_s_random_state_stays(folde
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_dtype_and_dropout(folder):
+def test_dtype_and_dropout(minilm_folder):
     pieces = tokenize(["One sentence."], length=8)
     assert minilm(num_labels=2, dtype=torch.bfloat16)(**pieces).dtype == torch.bfloat16
     still, shaken = minilm(num_labels=2), minilm(num_labels=2, dropout=0.3)  # both in train mode
@@ -63,22 +55,22 @@ def test_dtype_and_dropout(folder):
     assert not torch.equal(shaken(**pieces), shaken(**pieces))
 
 
-def test_tokens_have_the_shape_asked_for(folder):
+def test_tokens_have_the_shape_asked_for(minilm_folder):
     pieces = tokenize(["a", "word " * 100], length=12)
     assert set(pieces) == {"input_ids", "attention_mask"}
     assert all(t.shape == (2, 12) and t.dtype == torch.int64 for t in pieces.values())
     assert pieces["attention_mask"].sum(dim=1).tolist() == [3, 12]
 
 
-def test_loading_is_silent(folder, capfd):
+def test_loading_is_silent(minilm_folder, capfd):
     from deltaw.tasks.minilm import _encoder
 
-    _encoder.__wrapped__(folder, 0.0)
+    _encoder.__wrapped__(minilm_folder, 0.0)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_folder_of_one_s_own(folder, tmp_path, monkeypatch):
-    for file in folder.iterdir():
+def test_a_folder_of_one_s_own(minilm_folder, tmp_path, monkeypatch):
+    for file in minilm_folder.iterdir():
         if file.is_file():
             (tmp_path / file.name).symlink_to(file)
     monkeypatch.setenv("DELTAW_MINILM", str(tmp_path))

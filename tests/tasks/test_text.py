@@ -9,17 +9,10 @@ import pytest
 import torch
 
 from deltaw.tasks import docstrings, text, tokenize
-from deltaw.tasks.minilm import _folder
 from deltaw.tasks.text import SOURCES, fingerprint, split, words
 from deltaw.train import evaluate
 
-
-@pytest.fixture(scope="module", autouse=True)
-def base():
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+pytestmark = pytest.mark.usefixtures("minilm_folder")
 
 
 def write(folder, name, labels, train=None, validation=None):

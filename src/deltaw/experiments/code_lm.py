@@ -24,13 +24,12 @@ import torch
 
 from ..adapters import DoRA, LoRA, MoSLoRA, VeRA
 from ..adapters.adapter import Spec
-from ..bank import Bank
-from ..tasks.code_base import SHAPES, Base, compiled, plain_tokens_per_second
+from ..tasks.code_base import Base, compiled, plain_tokens_per_second
 from ..tasks.code_lm import AdaptationTask, code_lm
 from ..tasks.code_tokens import STREAMS, Options, corpus
 from ..train import History, Recipe, evaluate, fit
 from .engine.ends import HeadOnly
-from .engine.trained import Size
+from .engine.trained import Size, banked
 
 if TYPE_CHECKING:
     import pandas
@@ -175,45 +174,28 @@ def _adaptation_rows(task: AdaptationTask, cell: dict, settings: Settings, where
     method, steps = METHODS[cell["method"]], settings.short if cell["stage"] == "short" else settings.long
     recipes = [Recipe(steps=steps, learning_rate=rate * method.factor, schedule="linear", warmup_steps=steps // 20,
                       batch_size=settings.batch_size, seed=seed) for rate in settings.rates for seed in settings.seeds]
+    model = task.model()
     if method.spec is None:
-        runs = [_fitted(task, recipe, where) for recipe in recipes]
+        trained = sum(each.numel() for each in model.parameters())
+        histories = [_fitted(task, recipe, where) for recipe in recipes]
     else:
-        runs = _banked(task, recipes, method, where)
+        trained = Size.of(model, method.spec, method.also).with_head
+        slots = [(method.spec, recipe) for recipe in recipes]
+        histories = banked(model, slots, [list(range(len(slots)))], task, where or "cuda", method.also)
     return [{"row": "run", "rate": recipe.learning_rate, "seed": recipe.seed, "trained": trained, "stopped": history.stopped,
              **_losses(history.metrics), **_tenths(history)}
-            for recipe, (history, trained) in zip(recipes, runs, strict=True)]
+            for recipe, history in zip(recipes, histories, strict=True)]
 
 
-def _banked(task: AdaptationTask, recipes: list[Recipe], method: Method, where: str | None) -> list[tuple[History, int]]:
-    """Each run's history, and how many parameters it trained."""
+def _fitted(task: AdaptationTask, recipe: Recipe, where: str | None) -> History:
+    """A run that trains all parameters."""
     model = task.model()
-    trained = Size.of(model, method.spec, method.also).with_head
-    bank = Bank(model, [(method.spec, recipe) for recipe in recipes], train_also=method.also)
-    if where == "cpu" or not torch.cuda.is_available():
-        histories = bank.fit(task, device="cpu", progress=False)
-    else:
-        slot = recipes[0].batch_size * task.length * _bytes_a_token(task)
-        fits = torch.cuda.get_device_properties("cuda").total_memory // slot
-        histories = bank.fit(task, slots_at_once=max(1, fits), cuda_graph=fits >= len(recipes), progress=False)
-    return [(history, trained) for history in histories]
-
-
-def _fitted(task: AdaptationTask, recipe: Recipe, where: str | None) -> tuple[History, int]:
-    """The same for all parameters: one run after another."""
-    model = task.model()
-    trained = sum(each.numel() for each in model.parameters())
     if task.base.compile and where != "cpu" and torch.cuda.is_available():
         compiled(model)
     try:
-        return fit(model, task, recipe, progress=False, device=where), trained
+        return fit(model, task, recipe, progress=False, device=where)
     except FloatingPointError as error:  # at too large a rate; a bank says so in the history
-        return History(recipe, [], [], [], stopped=str(error)), trained
-
-
-def _bytes_a_token(task: AdaptationTask) -> int:
-    """That a slot takes of a GPU's memory, at most: some hundred bytes for each number between layers, and the logits."""
-    shape = SHAPES[task.base.size]
-    return 200 * shape.layers * shape.width + 16 * task.vocabulary
+        return History(recipe, [], [], [], stopped=str(error))
 
 
 def _losses(metrics: dict[str, float]) -> dict[str, float]:

@@ -1,11 +1,9 @@
 """What a name stands for: a task of two sets, its budget, and the hashes of its data."""
 
-import pytest
 
 from deltaw.experiments.engine import subjects
 from deltaw.experiments.engine.subjects import hashes, subject
 from deltaw.experiments.engine.tuning import SMALL_CODE, Budget, Budgets
-from deltaw.tasks.minilm import _folder
 
 SMALL = Budgets(limit=24, length=8, **SMALL_CODE)
 
@@ -26,11 +24,7 @@ def test_code_lm():
     assert 0.5e6 < large.bytes_a_token[0] < 1.5e6  # 3.7 GB a slot of 16 × 256 tokens
 
 
-def test_texts_are_divided_once_for_all_cells(monkeypatch):
-    try:
-        _folder()
-    except RuntimeError:
-        pytest.skip("neither the wheel nor the Hub is there")
+def test_texts_are_divided_once_for_all_cells(minilm_folder, monkeypatch):
     subjects._text.cache_clear()
     one, two = subject("docstrings", SMALL), subject("docstrings", Budget(limit=24, length=8))
     assert one.task is two.task and set(one.task.sets) == {"tune", "report"} and one.budget == SMALL

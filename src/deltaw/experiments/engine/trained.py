@@ -19,6 +19,7 @@ from torch import nn
 from ...adapters import Adapter, Spec
 from ...attach import attach
 from ...bank import Bank
+from ...tasks import Task
 from ...train import History, Recipe
 from ...wrappers import AdaptedLinear, TrainedCopy, wrappers
 from .ends import HeadOnly
@@ -49,25 +50,44 @@ def tuned(
     sizes = {row.name: Size.of(model, row.spec(0), train_also) for row in rows}
 
     def train(runs: list[Run]) -> list[dict]:
-        found: dict[int, History] = {}
-        waiting = parts([(sizes[row.name], rate, seed) for row, rate, seed in runs], what, device)
-        while waiting:
-            part = waiting.pop(0)
-            slots = [(runs[i][0].spec(runs[i][2]), recipe(what.budget, *runs[i])) for i in part]
-            histories = banked(model, slots, what, device, train_also, reset=head is None)
-            if histories is None:
-                waiting[:0] = part[:len(part) // 2], part[len(part) // 2:]
-            else:
-                found |= zip(part, histories)
+        slots = [(row.spec(seed), recipe(what.budget, row, rate, seed)) for row, rate, seed in runs]
+        together = parts([(sizes[row.name], rate, seed) for row, rate, seed in runs], what, device)
+        reset = head is None and bool(train_also)
+        histories = banked(model, slots, together, what.task, device, train_also, reset)
         stated = ({"parameters": size.parameters, "with_head": size.with_head} for size in (sizes[r.name] for r, *_ in runs))
-        return [{"scale": row.scale, **own, **summary(found[i], examples=seed in budget.report_seeds)}
-                for i, ((row, _, seed), own) in enumerate(zip(runs, stated, strict=True))]
+        return [{"scale": row.scale, **own, **summary(history, examples=seed in budget.report_seeds)}
+                for (row, _, seed), own, history in zip(runs, stated, histories, strict=True)]
 
     return search(rows, train, what.budget, what.measure, reference)
 
 
 def banked(
-    model: nn.Module, slots: list[tuple[Spec, Recipe]], what: Subject, device: str, train_also: Sequence[str], reset: bool
+    model: nn.Module, slots: Sequence[tuple[Spec, Recipe]], parts: Sequence[list[int]], task: Task, device: str,
+    train_also: Sequence[str] = (), reset_also: bool = False,
+) -> list[History]:
+    """The slots' histories, each part of them trained in a bank of its own; one too large for the GPU's memory is halved.
+
+    Args:
+        model: the base; it stays as it is.
+        slots, train_also, reset_also: as in `Bank`.
+        parts: places in `slots`, each of them once.
+        task: what is learnt.
+        device: as `harness` gives it; on a GPU, steps are recorded as a CUDA graph.
+    """
+    found: dict[int, History] = {}
+    waiting = list(parts)
+    while waiting:
+        part = waiting.pop(0)
+        histories = _in_one_bank(model, [slots[i] for i in part], task, device, train_also, reset_also)
+        if histories is None:
+            waiting[:0] = part[:len(part) // 2], part[len(part) // 2:]
+        else:
+            found |= zip(part, histories)
+    return [found[i] for i in range(len(slots))]
+
+
+def _in_one_bank(
+    model: nn.Module, slots: list[tuple[Spec, Recipe]], task: Task, device: str, train_also: Sequence[str], reset_also: bool
 ) -> list[History] | None:
     """The slots' histories; None if there are several and the GPU has not the memory for them."""
     on = {"device": "cpu"} if device == "cpu" else {"cuda_graph": True}
@@ -75,8 +95,8 @@ def banked(
     stream = nullcontext() if device == "cpu" else torch.cuda.stream(torch.cuda.current_stream(device))
     try:
         with stream:
-            bank = Bank(copy.deepcopy(model), slots, train_also=train_also, reset_also=reset and bool(train_also))
-            return bank.fit(what.task, progress=False, **on)
+            bank = Bank(copy.deepcopy(model), slots, train_also=train_also, reset_also=reset_also)
+            return bank.fit(task, progress=False, **on)
     except RuntimeError as error:
         if len(slots) == 1 or not out_of_memory(error):
             raise
