@@ -183,12 +183,16 @@ def kept(base: Base, task: Task, hashes: dict[str, str], folder: Path, device: s
         hashes: of the data.
         folder: where `base-….safetensors` is, or will be.
     """
+    from filelock import FileLock
+
     on = torch.cuda.get_device_name() if device != "cpu" and torch.cuda.is_available() else "cpu"
     made_of = [asdict(base), hashes, torch.__version__, on]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     file = folder / f"base-{base.size}-{key}.safetensors"
-    if not file.is_file():
-        pretrain(base, task, device).save(file)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):  # who comes while another process trains it waits for that one's
+        if not file.is_file():
+            pretrain(base, task, device).save(file)
     return Pretrained.load(file, base, task.vocabulary)
 
 

@@ -289,7 +289,7 @@ def test_minutes_stop_between_cells(tmp_path, calls, capsys, monkeypatch):
         path = run(tmp_path, like(measure=measure), minutes=1, progress=None)
         assert calls == begun
     first, second = capsys.readouterr().out.splitlines()
-    assert first == f"{path}: 3 of 6 cells, 6 rows, 75.0 s (INCOMPLETE, 3 left: run it again to go on)"
+    assert first == f"{path}: 3 of 6 cells, 6 rows, 75.0 s (INCOMPLETE, 3 left: run it again to go on, unless other processes are at them)"
     assert second == f"{path}: 6 of 6 cells, 12 rows, 150.0 s"
     manifest = results.manifest(NAME, folder=tmp_path)
     assert [each["seconds"] for each in manifest["cells"]] == [25.0] * 6
@@ -321,6 +321,63 @@ def test_on_a_terminal_each_cell_is_seen_elsewhere_one_line_is(tmp_path, capsys)
     assert f"{NAME}:" in capsys.readouterr().err
     run(tmp_path / "c", progress=False)
     assert capsys.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shared by processes
+
+WORKER = """
+import sys
+import fake_experiment
+from deltaw.experiments.engine import harness
+
+harness.run(fake_experiment, out=sys.argv[1], device="cpu")
+print(*fake_experiment.CALLS)
+"""
+
+
+def worker(out):
+    """What another process says that measures what it can, and the cells it measured."""
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", WORKER, str(out)], env=environment, capture_output=True, text=True, check=True)
+    said, cells = done.stdout.splitlines()
+    return said, [int(cell) for cell in cells.split()]
+
+
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_processes_share_the_cells_out(tmp_path, calls, at):
+    """Another process comes while this one is at a cell: it leaves that one alone and takes those after it."""
+    whole, theirs = run(tmp_path / "whole"), []
+    calls.clear()
+
+    def measure(cell, settings, device):
+        if cell["i"] == at:
+            theirs.append(worker(tmp_path / "shared"))
+        return fake_experiment.measure(cell, settings, device)
+
+    shared = run(tmp_path / "shared", like(measure=measure))
+    ((said, cells),) = theirs
+    assert "5 of 6 cells" in said and "unless other processes are at them" in said
+    assert (calls, cells) == ([*range(at + 1)], [*range(at + 1, 6)])
+    tables = (results.load(NAME, folder=path.parent) for path in (whole, shared))
+    pd.testing.assert_frame_equal(*tables, check_exact=True, check_like=True)  # columns stand as they came
+    assert set(files(tmp_path / "shared")) == {f"{NAME}.parquet", f"{NAME}.json"}
+    manifest = results.manifest(NAME, folder=tmp_path / "shared")
+    assert [each["cell"]["i"] for each in manifest["cells"]] == [*range(6)]
+    ours, other = (0, 1) if at else (1, 0)  # in the order in which they first wrote
+    assert [each["sitting"] for each in manifest["cells"]] == [ours] * (at + 1) + [other] * (5 - at)
+    assert manifest["seconds"] == pytest.approx(sum(each["seconds"] for each in manifest["sittings"]), abs=0.01)
+
+
+def test_a_claim_ends_with_its_process(tmp_path, calls):
+    path = tmp_path / f"{NAME}.parquet"
+    with record.claimed(path, 2) as ours:
+        assert ours
+        assert worker(tmp_path)[1] == [0, 1, 3, 4, 5]
+    run(tmp_path)
+    assert calls == [2]
+    same(run(tmp_path / "whole"), path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -388,7 +445,7 @@ OTHER_RUNS = {
     "fewer cells": ({"settings": fake_experiment.Settings(n=2)}, "settings.n is 6 there and 2 here; planned_cells is 6"),
     "data": ({"module": like(data=lambda settings: {"numbers": "1" * 64})}, "data.numbers is '000.* there and '111.* here"),
     "more data": ({"module": like(data=lambda settings: {"numbers": "0" * 64, "b": "1"})}, "data.b is None there and '1'"),
-    "a cell": ({"module": like(cells=lambda settings: fake_experiment.cells(settings)[::-1])}, "cells.0.i is 0 there and 5"),
+    "a cell": ({"module": like(cells=lambda settings: fake_experiment.cells(settings)[::-1])}, "cells.0.i is 0 there and [52] here"),
 }
 
 

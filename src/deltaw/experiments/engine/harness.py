@@ -1,6 +1,8 @@
 """Run an experiment cell by cell into a record that a killed run leaves whole and the next run continues.
 
 The table is a function of the cells' rows alone: it does not tell how often the run was interrupted. The manifest does.
+Several processes of one machine may run an experiment into one folder, one a GPU: each takes the next cell that none has
+taken. The rows then stand in the cells' order all the same.
 """
 
 import dataclasses
@@ -34,7 +36,8 @@ def run(
 ) -> Path:
     """Measure the cells that the record lacks, and print one line at the end.
 
-    A run may be killed at any moment: the record then holds the cells finished before. One process a record.
+    A run may be killed at any moment: the record then holds the cells finished before. Cells that another process is
+    at are left to it.
 
     Args:
         experiment: its name, or the module.
@@ -69,36 +72,37 @@ def run(
     planned["planned_cells"] = len(cells)
     path = Path(out) / f"{name}{'-quick' if quick else ''}.parquet"
     table, manifest = record.resume(path, planned, cells)
-    done, earlier = len(manifest["cells"]), manifest["seconds"]
+    done = len(manifest["cells"])
     if done < len(cells):
         path.parent.mkdir(parents=True, exist_ok=True)
-        manifest["sittings"].append(sitting(device))
+        own, place = sitting(device), None
         front = list(dict.fromkeys(key for cell in cells for key in cell))
         hidden = None if progress is None else not progress  # tqdm takes None for "on a terminal only"
-        bar = tqdm(cells[done:], name, initial=done, total=len(cells), unit="cell", leave=False, disable=hidden)
+        bar = tqdm(total=len(cells), desc=name, initial=done, unit="cell", leave=False, disable=hidden)
         with bar, torch.cuda.device(device) if device != "cpu" else nullcontext():
-            for cell in bar:
-                started = time.perf_counter()
-                if minutes is not None and started - began >= 60 * minutes:
-                    break
-                bar.set_postfix_str(", ".join(f"{key}={value}" for key, value in cell.items()))
-                try:
-                    rows = _rows(module, cell, settings, device)
-                    seconds = time.perf_counter() - started
-                    table = record.with_rows(table, rows, front)
-                except Exception as error:
-                    error.add_note(f"(in the cell {cell} of {name}; the cells before it are kept)")
-                    raise
-                manifest["cells"].append({"cell": cell, "rows": len(rows), "seconds": round(seconds, 3),
-                                          "sitting": len(manifest["sittings"]) - 1})
-                spent = time.perf_counter() - began
-                manifest["sittings"][-1]["seconds"] = round(spent, 3)
-                manifest["seconds"] = round(earlier + spent, 3)
-                manifest["complete"] = len(manifest["cells"]) == len(cells)
-                record.write(path, table, manifest)
+            for number, cell in enumerate(cells):
+                with record.claimed(path, number) as free:
+                    table, manifest = record.resume(path, planned, cells)
+                    if not free or cell in record.finished(manifest):
+                        continue
+                    started = time.perf_counter()
+                    if minutes is not None and started - began >= 60 * minutes:
+                        break
+                    bar.set_postfix_str(", ".join(f"{key}={value}" for key, value in cell.items()))
+                    try:
+                        rows = _rows(module, cell, settings, device)
+                        ended = time.perf_counter()
+                        own["seconds"] = round(ended - began, 3)
+                        table, manifest, place = record.add(
+                            path, planned, cells, own, place, cell, rows, ended - started, front)
+                    except Exception as error:
+                        error.add_note(f"(in the cell {cell} of {name}; the cells before it are kept)")
+                        raise
+                bar.n = len(manifest["cells"])
+                bar.refresh()
     if progress is not False:
         left = len(cells) - len(manifest["cells"])
-        end = f" (INCOMPLETE, {left} left: run it again to go on)" if left else ""
+        end = f" (INCOMPLETE, {left} left: run it again to go on, unless other processes are at them)" if left else ""
         if done == len(cells):
             end = " (complete before, nothing to do)"
         print(f"{path}: {len(cells) - left} of {len(cells)} cells, {table.num_rows if table else 0} rows, "

@@ -7,7 +7,9 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +53,7 @@ def resume(path: Path, planned: dict[str, Any], cells: list[dict]) -> "tuple[pya
     Args:
         path: where the record is, or will be.
         planned: what the manifest says before the first cell; a record must say the same.
-        cells: all of them, in order; a record must have begun with them.
+        cells: all of them, in order; a record must hold some of them, in this order.
 
     Raises:
         ValueError: if there is something else in the record's place.
@@ -65,9 +67,9 @@ def resume(path: Path, planned: dict[str, Any], cells: list[dict]) -> "tuple[pya
         fresh = {"format": FORMAT, **planned, "complete": False, "seconds": 0.0, "sha256": None, "cells": [], "sittings": []}
         return None, fresh
     table, manifest = read(path)
-    finished = [each["cell"] for each in manifest["cells"]]
-    there = {key: manifest.get(key) for key in planned} | {"cells": dict(enumerate(finished))}
-    if differing := list(_differing(there, planned | {"cells": dict(enumerate(cells[:len(finished)]))})):
+    there = {key: manifest.get(key) for key in planned} | {"cells": dict(enumerate(finished(manifest)))}
+    here = planned | {"cells": dict(enumerate(cell for cell in cells if cell in finished(manifest)))}
+    if differing := list(_differing(there, here)):
         raise Refused(f"{path} is the record of another run ({'; '.join(differing[:8])}): move it away, or write elsewhere")
     content = _json(manifest).encode()
     if not sidecar.exists() or sidecar.read_bytes() != content:  # the last run was killed between the two files
@@ -75,8 +77,70 @@ def resume(path: Path, planned: dict[str, Any], cells: list[dict]) -> "tuple[pya
     return table, manifest
 
 
-def with_rows(table: "pyarrow.Table | None", rows: list[dict], front: list[str]) -> "pyarrow.Table":
-    """The table with rows added below, the columns of `front` first.
+def finished(manifest: dict[str, Any]) -> list[dict]:
+    """The cells that a record holds, in the order of its rows."""
+    return [each["cell"] for each in manifest["cells"]]
+
+
+@contextmanager
+def claimed(path: Path, number: int | None) -> Iterator[bool]:
+    """Is the cell of this number free for this process? While the block runs it is no other's; one that dies frees it.
+
+    Args:
+        path: where the record is, or will be.
+        number: the cell's; None is the record itself, for whose release this waits.
+    """
+    from filelock import FileLock, Timeout
+
+    # The locks lie with what is temporary: the folder of records stays clean, and they need hold on one machine only.
+    folder = Path(tempfile.gettempdir()) / f"deltaw-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    lock = FileLock(folder / f"{'record' if number is None else number}.lock", timeout=-1 if number is None else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def add(
+    path: Path, planned: dict[str, Any], cells: list[dict], sitting: dict[str, Any], place: int | None, cell: dict,
+    rows: list[dict], seconds: float, front: list[str],
+) -> "tuple[pyarrow.Table, dict[str, Any], int]":
+    """A finished cell written into the record, at its place among those that are there by now.
+
+    Args:
+        path, planned, cells: as in `resume`.
+        sitting: this process's entry; place: where it is among the record's, None if it is not there yet.
+        cell, rows, seconds: what was measured.
+        front: as in `with_rows`.
+
+    Returns:
+        The table, the manifest, and the sitting's place.
+    """
+    with claimed(path, None):
+        table, manifest = resume(path, planned, cells)
+        sittings, entries = manifest["sittings"], manifest["cells"]
+        place = len(sittings) if place is None else place
+        sittings[place:place + 1] = [sitting]
+        before = [each for each in entries if cells.index(each["cell"]) < cells.index(cell)]
+        table = with_rows(table, rows, front, sum(each["rows"] for each in before))
+        entry = {"cell": cell, "rows": len(rows), "seconds": round(seconds, 3), "sitting": place}
+        manifest["cells"] = [*before, entry, *entries[len(before):]]
+        manifest["seconds"] = round(sum(each["seconds"] for each in sittings), 3)
+        manifest["complete"] = len(manifest["cells"]) == len(cells)
+        write(path, table, manifest)
+        return table, manifest, place
+
+
+def with_rows(
+    table: "pyarrow.Table | None", rows: list[dict], front: list[str], at: int | None = None
+) -> "pyarrow.Table":
+    """The table with rows put in at a place (None: below), the columns of `front` first, the others as they came.
 
     A column is null where a row lacks it, and of integers until a float comes. Each step keeps all that the next one
     needs, so the table does not depend on whether it was written and read again in between.
@@ -99,7 +163,8 @@ def with_rows(table: "pyarrow.Table | None", rows: list[dict], front: list[str])
         columns[name] = pa.array(values, pa.float64() if pa.float64() in kinds else kinds.pop() if kinds else pa.null())
     new = pa.table(columns)
     if table is not None:
-        new = pa.concat_tables([table, new], promote_options="permissive").combine_chunks()
+        at = table.num_rows if at is None else at
+        new = pa.concat_tables([table[:at], new, table[at:]], promote_options="permissive").combine_chunks()
     return new.select(sorted(new.column_names, key=lambda name: front.index(name) if name in front else len(front)))
 
 
