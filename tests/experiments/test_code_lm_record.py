@@ -20,7 +20,7 @@ def record(quick):
 
 def test_the_full_record_has_every_base_and_method():
     full = Settings()
-    assert full.sizes == ("45m", "10m", "100m") and set(full.methods) == set(METHODS) and {"full", "head"} < set(METHODS)
+    assert full.sizes == ("45m", "10m") and set(full.methods) == set(METHODS) and {"full", "head"} < set(METHODS)
     cells = code_lm.cells(full)
     assert len(cells) == 1 + 2 * (1 + 2 * len(METHODS))
     assert [cell["stage"] for cell in cells[:3]] == ["corpus", "base", "short"]

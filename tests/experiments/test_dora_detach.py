@@ -6,7 +6,8 @@ import pytest
 
 from deltaw.experiments import dora_detach
 from deltaw.experiments.dora_detach import QUICK, Settings, cost, curves, detach_differences, reported, saved
-from deltaw.experiments.engine.dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, arms
+from deltaw.experiments.engine.dora_step import DETACHED, EXACT, FORMED, FORMED_EXACT, arms
+from deltaw.experiments.engine.step import BASE, SHAPES
 
 
 @pytest.fixture(scope="module")

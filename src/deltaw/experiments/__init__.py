@@ -21,8 +21,8 @@ from importlib import import_module
 from types import ModuleType
 
 NAMES = (
-    "init_width", "init_text", "mixers", "vera_budget", "dora_directions", "dora_detach", "tuned_comparison",
-    "appendix_runs", "bank_speed", "code_lm",
+    "init_width", "init_text", "mixers", "vera_budget", "dora_directions", "dora_detach", "step_cost",
+    "tuned_comparison", "appendix_runs", "bank_speed", "code_lm",
 )
 
 

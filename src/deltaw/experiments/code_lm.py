@@ -78,7 +78,7 @@ class Settings:
         deterministic: as in `deltaw.tasks.code_base.Base`.
     """
 
-    sizes: tuple[str, ...] = ("45m", "10m", "100m")
+    sizes: tuple[str, ...] = ("45m", "10m")
     methods: tuple[str, ...] = tuple(METHODS)
     rates: tuple[float, ...] = tuple(1e-3 * HALF_DECADE**k for k in range(-1, 3))
     seeds: tuple[int, ...] = (0, 1)

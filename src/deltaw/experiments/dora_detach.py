@@ -42,15 +42,15 @@ After that, and before the record, a trial on the GPU showed the eager cost cell
 memory and time were not changed then, though one of them looked wrong.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from ..adapters import DoRA, LoRA
-from .engine import verdicts
-from .engine.dora_step import BASE, DETACHED, EXACT, FORMED, FORMED_EXACT, SHAPES, costs
+from .engine import step, verdicts
+from .engine.dora_step import COLUMNS, DETACHED, EXACT, FORMED, FORMED_EXACT, costs
+from .engine.step import SHAPES
 from .engine.subjects import hashes
 from .engine.trained import tuned
 from .engine.tuning import Budget, Row, measure_of
@@ -178,16 +178,8 @@ def detach_differences(table: pd.DataFrame, at_one_rate: bool = False, margin: f
 
 
 def cost(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each shape, eager or compiled, and arm: ms (median of the rounds), ratio to the frozen base in the same round
-    (median, least and largest), and GiB above the base's weights: kept_gib between forward and backward, peak_gib, and how
-    far that is above the frozen base's own peak, above_base_gib."""
-    found = []
-    for key, ms, memory in _cells(table):
-        for arm in ms:
-            ratio, own = ms[arm] / ms[BASE], memory.loc[arm]
-            found.append({**key, "arm": arm, "ms": ms[arm].median(), "ratio": ratio.median(), "least": ratio.min(),
-                          "largest": ratio.max(), **own, "above_base_gib": own["peak_gib"] - memory.loc[BASE, "peak_gib"]})
-    return pd.DataFrame(found)
+    """Of each shape, eager or compiled, and arm of the cost part: `step.cost`'s columns."""
+    return step.cost(_costs(table))
 
 
 def saved(table: pd.DataFrame) -> pd.DataFrame:
@@ -197,7 +189,7 @@ def saved(table: pd.DataFrame) -> pd.DataFrame:
     the exact step's time over the detached one's in the same round (median), least and largest.
     """
     found = []
-    for key, ms, memory in _cells(table):
+    for key, ms, memory in step.by_cell(_costs(table)):
         for norm, exact, detached in (("factored", EXACT, DETACHED), ("formed", FORMED_EXACT, FORMED)):
             if exact in ms:
                 gib, ratio = memory.loc[exact] - memory.loc[detached], ms[exact] / ms[detached]
@@ -206,12 +198,6 @@ def saved(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _cells(table: pd.DataFrame) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame]]:
-    """Of each cell of the cost part: which, ms (rounds, arms) and memory (arms, 2). A round in which something was compiled
-    is left out."""
-    for (shape, compiled), rows in table[table["part"] == "cost"].groupby(["shape", "compiled"], sort=False):
-        order = list(rows["arm"].unique())
-        clean = rows.groupby("round")["graphs"].transform("sum") == 0
-        ms = rows[clean].pivot(index="round", columns="arm", values="ms").reindex(columns=order)  # (rounds, arms)
-        yield ({"shape": shape, "compiled": bool(compiled)}, ms.rename_axis(columns=None),
-               rows.groupby("arm")[["kept_gib", "peak_gib"]].first())
+def _costs(table: pd.DataFrame) -> pd.DataFrame:
+    """The cost part, without the loss part's columns."""
+    return table.loc[table["part"] == "cost", ["shape", "compiled", *COLUMNS]]

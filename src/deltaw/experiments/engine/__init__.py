@@ -5,6 +5,6 @@
     ends, starts                      what stands beside the adapters: nothing and everything trained; starts kept
     verdicts, two_level, sensitivity  what a tuned record says
     decomposition                     for `dora_directions`: lengths and directions of weights
-    dora_step                         for `dora_detach`: what a step costs
+    step, dora_step                   for `step_cost`, `dora_detach`: what a step costs
     merged_runs, side_by_side         for `appendix_runs`: many optimizers, many runs, one model
 """
