@@ -29,6 +29,7 @@ CHAPTERS = {
     "moslora_training": "06_moslora",
     "moslora_appendix": "07_moslora_appendix",
     "moslora_symmetry": "07_moslora_appendix",
+    "appendix_record": "07_moslora_appendix",
     "cost": "09_cost",
 }
 SCOPES = ("proved", "measured at this scale")
