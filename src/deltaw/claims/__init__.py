@@ -27,6 +27,7 @@ CHAPTERS = {
     "dora": "05_dora",
     "moslora": "06_moslora",
     "moslora_training": "06_moslora",
+    "moslora_record": "06_moslora",
     "moslora_appendix": "07_moslora_appendix",
     "moslora_symmetry": "07_moslora_appendix",
     "appendix_record": "07_moslora_appendix",

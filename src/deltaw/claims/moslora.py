@@ -317,9 +317,8 @@ def sign_descent(common: float = 1.0) -> dict[str, Any]:
 
 
 def effective_rank(delta: Tensor) -> float:
-    """(Σσ²)² / Σσ⁴: 1 for one direction, k for k equally strong ones."""
-    energy = torch.linalg.svdvals(delta).square()
-    return (energy.sum().square() / energy.square().sum()).item()
+    """(Σσ²)² / Σσ⁴, which is ‖Δ‖⁴ / ‖ΔΔᵀ‖²: 1 for one direction, k for k equally strong ones."""
+    return (delta.square().sum() / (delta @ delta.mT).norm()).square().item()
 
 
 def start(times: float = 1.0, rotate: bool = False) -> Callable:
