@@ -275,5 +275,5 @@ def rate_powers(table: pd.DataFrame, rank: int = 8) -> pd.DataFrame:
 
 
 def sensitivity(table: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
-    """What a rate that is off costs, and how far it may be off: see `deltaw.experiments.sensitivity.costs`."""
+    """What a rate that is off costs, and how far it may be off: see `deltaw.experiments.engine.sensitivity.costs`."""
     return costs(table, margin)

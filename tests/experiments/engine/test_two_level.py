@@ -146,3 +146,18 @@ def test_what_cannot_be_compared_is_refused():
         resampled(pd.concat([one, other]))
     with pytest.raises(ValueError, match="two classes"):
         resampled(labelled("cola", {"a": np.tile(labels * 2, (2, 1))}, labels))
+
+
+def test_the_same_runs_are_resampled_once():
+    random = np.random.default_rng(4)
+    values = {"a": crossed(random, 1.0), "b": crossed(random, 1.0)}
+    first = drawn(values, 10, "loss", draws=50)
+    assert drawn({row: each.copy() for row, each in values.items()}, 10, "loss", draws=50) is first
+    others = [drawn({**values, "b": values["b"] + 1e-12}, 10, "loss", draws=50), drawn(values, 10, "loss", draws=51),
+              drawn(values, 10, "loss", draws=50, seed=1), drawn({**values, "b": None}, 10, "loss", draws=50),
+              drawn({"a": values["a"], "c": values["b"]}, 10, "loss", draws=50)]
+    assert all(each is not first for each in others) and len(two_level._kept) <= two_level.KEPT
+    for _ in range(two_level.KEPT):
+        drawn({"a": crossed(random, 1.0)}, 10, "loss", draws=50)
+    again = drawn(values, 10, "loss", draws=50)
+    assert again is not first and all(np.array_equal(a, b) for a, b in zip(again[3:], first[3:]))

@@ -18,6 +18,7 @@ the resamples of both; the quantile is turned into that of Student's t by equal 
 `verdicts.py` says.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -29,6 +30,8 @@ from .tuning import measure_of
 from .verdicts import LEVEL, judge, reporting
 
 DRAWS = 4000
+KEPT = 8  # the analyses of one record resample the same runs again and again: those of so many tasks are kept
+_kept: dict[tuple, "Draws"] = {}
 
 
 class Draws(NamedTuple):
@@ -88,10 +91,20 @@ def drawn(
     Raises:
         ValueError: if the rows have different numbers of examples.
     """
+    content = hashlib.sha256(b"|".join(b"-" if each is None else each.tobytes() for each in values.values()))
+    key = content.digest(), tuple(values), seeds, measure, draws or DRAWS, seed
+    if key not in _kept:
+        while len(_kept) >= KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = _drawn(values, seeds, measure, draws or DRAWS, seed)
+    return _kept[key]
+
+
+def _drawn(values: dict[str, np.ndarray | None], seeds: int, measure: str, draws: int, seed: int) -> Draws:
     sizes = {each.shape[-1] for each in values.values() if each is not None}
     if len(sizes) > 1:
         raise ValueError(f"the rows were measured on different numbers of examples: {sorted(sizes)}")
-    n, draws, random = sizes.pop() if sizes else 0, draws or DRAWS, np.random.default_rng(seed)
+    n, random = sizes.pop() if sizes else 0, np.random.default_rng(seed)
     of_seeds, of_examples = _weights(random, seeds, draws), _weights(random, n, draws)  # (draws, seeds), (draws, n)
     plain, new = np.full((seeds, len(values)), np.nan), np.full((draws, seeds, len(values)), np.nan)
     for i, each in enumerate(values.values()):
