@@ -30,7 +30,6 @@ from deltaw.tasks import digits
         ("merged_norm", lambda w, norm, down, up: (norm.square() + (w @ down.mT * up).sum(-1)).sqrt(), [dora.factored_norm]),
         ("turn", lambda size, cosine: size**2 * (1 - cosine**2) / 2, [dora.equation_10]),
         ("rank_error", lambda delta, k: 0.0, [dora.not_lora]),
-        ("changes", lambda before, after, relative=False: (torch.rand(()).item(), torch.rand(()).item()), [dora.analysis_null]),
     ],
 )
 def test_a_wrong_formula_makes_the_claim_fail(monkeypatch, name, wrong, claims):
@@ -79,18 +78,11 @@ def test_a_gain_in_bf16_makes_the_claim_fail(monkeypatch):
         dora.bf16()
 
 
-@pytest.mark.parametrize(
-    "claim, results",
-    [
-        (dora.detaching_accuracy, {(90, True): 0.9, (90, False): 0.9, (15, True): 0.96, (15, False): 0.96}),
-        (dora.detaching_accuracy, {(90, True): 0.7, (90, False): 0.9, (15, True): 0.90, (15, False): 0.96}),
-        (dora.detaching_magnitude, {(90, True): 0.7, (90, False): 0.9}),
-    ],
-)
-def test_other_results_of_training_make_the_claim_fail(monkeypatch, claim, results):
-    monkeypatch.setattr(dora, "on_digits", lambda angle, detach, *_, **__: {"accuracy": results[angle, detach], "rows of V longer by": 2.0})
+@pytest.mark.parametrize("results", [{True: 0.7, False: 0.9}, {True: 0.9, False: 0.9}])
+def test_other_results_of_training_make_the_claim_fail(monkeypatch, results):
+    monkeypatch.setattr(dora, "on_digits", lambda angle, detach, *_, **__: {"accuracy": results[detach], "rows of V longer by": 2.0})
     with pytest.raises(ClaimFailed):
-        claim()
+        dora.detaching_magnitude()
 
 
 @pytest.mark.parametrize("moved", [lambda shuffled, rate: rate / 2 if shuffled else rate, lambda shuffled, rate: 0.01])

@@ -25,6 +25,7 @@ CHAPTERS = {
     "vera": "04_vera",
     "vera_record": "04_vera",
     "dora": "05_dora",
+    "dora_record": "05_dora",
     "moslora": "06_moslora",
     "moslora_training": "06_moslora",
     "moslora_record": "06_moslora",

@@ -1,4 +1,4 @@
-"""DoRA: magnitude and direction, its two gradients, its norm (chapter 5).
+"""DoRA: magnitude and direction, its two gradients, its norm (chapter 5). What the records say is in `dora_record`.
 
 Rows throughout: a weight is out × in and has one length for each output. With V = W + up·down, v its rows at unit
 length, C their lengths, g = m / C and G = ∂L/∂W′, the formulas of Liu et al. (arXiv 2402.09353) read, row by row,
@@ -354,21 +354,6 @@ def on_digits(angle: int, detach: bool, rate: float, ratio: float = 1.0, steps: 
     recipe = dw.Recipe(steps=steps, learning_rate=rate, batch_size=64, schedule="linear", seed=1, optimizer=magnitudes_faster(ratio))
     history = dw.fit(model, task, recipe, progress=False, device="cpu")
     return {"accuracy": history.metrics["accuracy"], "rows of V longer by": row_growth(model)}
-
-
-@claim("dora-detach-accuracy", "Taking the norm as a constant makes no noticeable difference in accuracy.", PAPER + "section 4.3, Table 7",
-       "holds if the change is small against W", "measured at this scale")  # fmt: skip
-def detaching_accuracy() -> dict[str, Any]:
-    """Digits turned by 90°, where the exact gradient makes ΔW larger than W, and by 15°; detached at two rates."""
-    found = {
-        "90°, exact": on_digits(90, False, 0.03)["accuracy"],
-        "90°, detached": max(on_digits(90, True, rate)["accuracy"] for rate in (0.01, 0.03)),
-        "15°, exact": on_digits(15, False, 0.01, steps=60)["accuracy"],
-        "15°, detached": on_digits(15, True, 0.01, steps=60)["accuracy"],
-    }
-    require(found["90°, exact"] - found["90°, detached"] > 0.04, f"no cost at 90°: {found}")
-    require(abs(found["15°, exact"] - found["15°, detached"]) < 0.02, f"a cost at 15°: {found}")
-    return found
 
 
 @claim("dora-detach-magnitude", "Where detaching costs accuracy, the rows of V grow for nothing, and magnitudes trained at ten times the "
@@ -754,17 +739,6 @@ def null_correlations(rank: int | None, low: float, high: float, repeats: int = 
             points.append(changes(weight, weight + random_change(weight, rank, rho * weight.norm().item(), g)))
         found.append(correlation(*zip(*points)))
     return found
-
-
-@claim("dora-analysis-null", "LoRA's correlation of ΔM with ΔD, +0.83, mirrors its learning capability: it moves magnitude and direction in "
-       "proportion.", PAPER + "section 3.2, Figure 2", "does not hold", "measured at this scale")  # fmt: skip
-def analysis_null() -> dict[str, Any]:
-    """Random changes of rank 8 that learn nothing, over the range of ΔD that its Figure 2 (b) shows, give as much; and
-    so do changes of full rank."""
-    found = {"rank 8": null_correlations(8, 0.10, 0.16), "full rank": null_correlations(None, 0.10, 0.16)}
-    for name, values in found.items():
-        require(min(values) > 0.8, f"{name}: {min(values):.2f} at the least")
-    return {name: f"{min(values):.2f} … {max(values):.2f}" for name, values in found.items()} | {"LoRA, printed": 0.83}
 
 
 def turn(size: float, cosine: float) -> float:
