@@ -1,0 +1,119 @@
+"""That a wrong number makes each claim of chapter 8 fail; and its helpers and the decision card on tables of known answers."""
+
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deltaw import claims, decision_card
+from deltaw.claims import ClaimFailed, comparison
+from deltaw.results import Manifest
+
+WRONG = [
+    (comparison.tuned, {"allowed": 1}), (comparison.room, {"without": "sst2"}), (comparison.half_widths, {"bar": 0.02}),
+    (comparison.grid, {"least": 0.001}), (comparison.equivalent, {"beyond": ("Init[B]", "PiSSA")}),
+    (comparison.dora, {"row": "full"}), (comparison.orthogonal, {"row": "DoRA"}), (comparison.mixer, {"row": "DoRA"}),
+    (comparison.lora_plus, {"row": "PiSSA"}), (comparison.pissa, {"row": "LoRA+"}), (comparison.init, {"row": "PiSSA"}),
+    (comparison.full, {"row": "DoRA"}), (comparison.few, {"least": 0.3}), (comparison.head_last, {"other": "VeRA"}),
+    (comparison.pairs, {"apart": 72}), (comparison.one_rate, {"rate": 0.00316}), (comparison.rate_matters, {"row": "full"}),
+    (comparison.rank_first, {"row": "LoRA 4"}), (comparison.rank_full, {"row": "rsLoRA 64"}),
+    (comparison.rs_equivalent, {"upto": 64}), (comparison.rs_rates, {"spread": 3.0}), (comparison.one_knob, {"right": 1.1}),
+    (comparison.text_few, {"row": "LoRA-XS"}), (comparison.text_xs, {"row": "VeRA"}), (comparison.card_gap, {"ends": (0.5, 1.0)}),
+    (comparison.card_rates, {"ends": (1.6, 1.7)}), (comparison.card_choice, {"column": "rate"})]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "wrong"), WRONG, ids=lambda each: getattr(each, "__name__", ""))
+def test_a_wrong_statement_fails(check, wrong):
+    assert check()
+    with pytest.raises(ClaimFailed):
+        check(**wrong)
+
+
+def test_every_claim_is_checked_here():
+    known = {one.check for one in claims.all_claims() if one.id.startswith("comparison-")}
+    assert known == {check for check, _ in WRONG} | {comparison.text}
+
+
+def test_text_fails_if_a_pair_is_told_apart(monkeypatch):
+    table = comparison.analysis("every_pair").copy()
+    of = (table["task"] == "sst2") & (table["row"] == "DoRA") & (table["reference"] == "LoRA")
+    assert of.sum() == 1
+    table.loc[of, "verdict"] = "better"
+    monkeypatch.setattr(comparison, "analysis", lambda name: table)
+    with pytest.raises(ClaimFailed, match="DoRA"):
+        comparison.text()
+
+
+def test_the_lowest_point_between_rates(monkeypatch):
+    rates = 0.001 * 2 ** (np.arange(-3, 4) / 2)
+    best = 0.001 * 2**0.125
+    table = pd.DataFrame([
+        {"task": "code_lm", "row": "a", "phase": "fine", "rate": rate, "seed": seed, "stopped": "",
+         "tune/loss": 2 + np.log(rate / best) ** 2} for rate in rates for seed in range(3)])
+    monkeypatch.setattr(comparison, "code", lambda: table)
+    assert comparison.between_rates()["a"] == pytest.approx(np.log(2**0.125) ** 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The card
+
+
+SETTINGS = {"rank": 8, "xs": 16, "vera": 256}
+ROWS = {"head only": (0, 3.0), "VeRA": (5, 2.6), "twin": (5, 2.601), "LoRA": (50, 2.2), "LoRA 4": (25, 2.4), "full": (1000, 2.0)}
+
+
+@pytest.fixture
+def record():
+    random, found = np.random.default_rng(0), []
+    order = random.normal(0, 0.01, 10)  # seeds move all rows alike
+    for row, (parameters, loss) in ROWS.items():
+        known = {"task": "code_lm", "row": row, "parameters": parameters, "with_head": parameters, "scale": "s", "stopped": ""}
+        found += [known | {"phase": "coarse", "rate": rate, "seed": 100, "tune/loss": loss + off}
+                  for rate, off in ((0.001, 0.02), (0.002, 0.0), (0.004, 0.02))]
+        for seed in range(10):
+            blocks = loss + order[seed] + np.linspace(-0.5, 0.5, 32) + random.normal(0, 0.001, 32)
+            found.append(known | {"phase": "report", "rate": 0.002, "seed": seed, "report/loss": blocks.mean(),
+                                  "report/blocks": " ".join(map(str, blocks))})
+    table = pd.DataFrame(found)
+    table.attrs["manifest"] = Manifest(settings=SETTINGS)
+    return table
+
+
+def test_each_budget_gets_its_lowest_row(record):
+    card = decision_card.budgets(record, (0.01, 0.03, 1.0))
+    assert card["row"].tolist() == ["VeRA", "LoRA 4", "full"] and card["budget"].tolist() == ["up to 1 %", "up to 3 %", "up to 100 %"]
+    assert card["gap"].tolist() == pytest.approx([0.4, 0.6, 1.0], abs=2e-3)
+    assert card["label"].tolist() == ["VeRA, rank 256", "LoRA, rank 4", "full fine-tuning"]
+    assert card["equivalent"].tolist() == [("twin, rank 8",), (), ()] and card["unresolved"].tolist() == [(), (), ()]
+    assert card["lowest"].between(0.0013, 0.0015).all() and card["highest"].between(0.0027, 0.0029).all()
+    times = pd.DataFrame({"row": ["VeRA", "full"], "time": [1.2, 1.5]})
+    assert decision_card.budgets(record, (0.01, 0.03, 1.0), times)["time"].fillna(0).tolist() == [1.2, 0, 1.5]
+
+
+def test_what_the_card_cannot_do_without(record):
+    with pytest.raises(ValueError, match="within a budget of 0.10%"):
+        decision_card.budgets(record, (0.001, 1.0))
+    rest = record[record["row"] != "full"]
+    rest.attrs = record.attrs
+    with pytest.raises(ValueError, match="lacks .'full'"):
+        decision_card.budgets(rest)
+
+
+def test_the_picture_has_its_size_whatever_is_written(record):
+    card = decision_card.budgets(record, (0.01, 0.03, 0.05, 0.1, 0.5, 1.0), pd.DataFrame({"row": ["VeRA"], "time": [1.2]}))
+    data = decision_card.png(decision_card.draw(card, ["A sentence. " * 12] * 2, "a source"))
+    assert data[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", data[16:24]) == (1080, 1920)
+
+
+def test_notes_name_what_is_behind_and_what_cannot_rank():
+    room = pd.DataFrame({"task": ["code_lm", "cola", "sst2"], "can_rank": [True, False, True]})
+    every = pd.DataFrame({"task": ["sst2"], "row": ["b"], "reference": ["a"], "verdict": ["worse"]})
+    lora = pd.DataFrame({"task": ["sst2", "sst2"], "row": ["c", "d"], "verdict": ["worse", "equivalent"]})
+    found = decision_card.notes(room, every, lora, ("a", "b"), ("c", "d"))
+    assert found == ["SST-2: of LoRA and 1 variants of its size 1 pairs are told apart.", "c: behind LoRA on SST-2.",
+                     "d: equivalent to LoRA on SST-2.", "CoLA cannot rank: too little is learnt."]
+
+
+def test_the_marks_are_claims():
+    assert {one for ids in decision_card.CLAIMS.values() for one in ids} <= {one.id for one in claims.all_claims()}
