@@ -102,15 +102,6 @@ def test_the_paired_interval_is_of_the_differences():
     assert moslora.paired(table, "a", "b", "x") == pytest.approx((1, 1, 1))
 
 
-def test_moved_tells_a_trained_mixer_from_a_fixed_one():
-    import deltaw as dw
-
-    before, after = moslora.moved(dw.MoSLoRA(2), 0.01, steps=2)
-    assert set(before) == {(layer, name) for layer in ("hidden1", "hidden2", "classifier") for name in "AMB"}
-    assert not before["hidden1", "B"].any() and not torch.equal(before["hidden1", "M"], after["hidden1", "M"])
-    assert ("hidden1", "M") not in moslora.moved(dw.MoSLoRA(2, train_mixer=False), 0.01, steps=2)[0]
-
-
 def test_a_mixer_is_trained_by_gradient_descent_with_three_rates():
     import deltaw as dw
 

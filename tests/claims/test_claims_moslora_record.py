@@ -27,6 +27,17 @@ def test_the_tuning_seeds_of_a_row_and_itself():
     assert rec.tuning_seeds("LoRA", rec.ORTHOGONAL)[1] == -rec.tuning_seeds(rec.ORTHOGONAL, "LoRA")[1]
 
 
+def test_what_drawing_the_tuning_seeds_anew_chooses(changed):
+    """One of two rates is the better in one of five seeds only, but by far; a row and its copy have the same factor always."""
+    assert rec.factors("code_lm", "identity, fixed").to_dict() == {1.0: 1.0}
+    losses = {("LoRA", 0.1): [0] * 5, ("LoRA", 0.2): [1] * 5, ("x", 0.1): [0] * 5, ("x", 0.2): [-9, 1, 1, 1, 1]}
+    changed(pd.DataFrame([("code_lm", row, "coarse", rate, seed, loss) for (row, rate), each in losses.items()
+                          for seed, loss in enumerate(each)],
+                         columns=["task", "row", "phase", "rate", "seed", "tune/loss"]))  # fmt: skip
+    assert rec.tuned_by("code_lm", "x").shape == (5, 2)
+    assert rec.factors("code_lm", "x").to_dict() == pytest.approx({1.0: 0.8**5, 2.0: 1 - 0.8**5})
+
+
 def test_lora_lags_by_nothing():
     found = rec.lag("code_lm", "identity, fixed")
     assert len(found) > 3 and found.to_numpy() == pytest.approx(1) and found.index.max() < rec.rates().rate["code_lm", "LoRA"]
@@ -99,7 +110,7 @@ def test_a_wrong_statement_is_found_out(check, wrong):
 
 # What a claim does when the record is another
 
-CACHED = (rec.record, rec.differences, rec.rates, rec.pair, rec.training)
+CACHED = (rec.record, rec.differences, rec.rates, rec.pair, rec.training, rec.factors)
 
 
 @pytest.fixture
@@ -149,6 +160,26 @@ def test_a_choice_at_the_edge_is_found(changed):
     changed(table[~((table.row == "kaiming, trained") & (table.phase == "coarse") & (table.rate > 0.0227))])
     with pytest.raises(ClaimFailed, match="edge"):
         rec.best_rate()
+
+
+def test_a_decided_choice_is_found(changed):
+    """As if LoRA's second best rate on code had been clearly worse."""
+    table = rec.record().copy()
+    at = (table.task == "code_lm") & (table.row == "LoRA") & (table.phase == "coarse") & (table.rate == 0.0113)
+    table.loc[at, "tune/loss"] += 0.003
+    changed(table)
+    with pytest.raises(ClaimFailed, match="LoRA at"):
+        rec.best_rate()
+
+
+def test_a_lower_loss_at_loras_rate_is_found(changed):
+    """As if two subspaces' lower validation loss on CoLA did not come of their rate."""
+    table = rec.record().copy()
+    at = (table.task == "cola") & table.row.isin(rec.HALVES) & (table.rate == 0.002) & (table.phase != "coarse")
+    table.loc[at, "report/loss"] -= 0.015
+    changed(table)
+    with pytest.raises(ClaimFailed, match="at LoRA's rate"):
+        rec.two_subspaces()
 
 
 def test_another_identity_is_found(changed):

@@ -354,23 +354,6 @@ def on_digits(specs: dict[str, Any], rates: Sequence[float], seeds: int, steps: 
     return pandas.DataFrame(rows, columns=["name", "rate", "seed", "loss", "last", "accuracy", "effective rank"])
 
 
-def moved(spec: Any, rate: float, steps: int = 80) -> tuple[dict[tuple[str, str], Tensor], dict[tuple[str, str], Tensor]]:
-    """The parameters, by layer and name, before and after a run on turned digits."""
-    import deltaw as dw
-    from deltaw.tasks import digits
-
-    task = digits(angle=90)
-    model = dw.attach(task.model(), spec, seed=0)
-
-    def values() -> dict[tuple[str, str], Tensor]:
-        return {(layer, name): value.detach().clone() for layer, part in model.named_children()
-                for name, value in part.adapter.named_parameters()}  # fmt: skip
-
-    before = values()
-    dw.fit(model, task, dw.Recipe(steps=steps, batch_size=64, schedule="linear", learning_rate=rate, seed=0), progress=False)
-    return before, values()
-
-
 def same_loss(table: "pandas.DataFrame", slow: str, fast: str, column: str = "loss") -> "pandas.Series":
     """By how much larger a rate `slow` needs to have `fast`'s loss, by `fast`'s rate, where there is such a rate: on
     straight lines between the logs of the means over seeds."""

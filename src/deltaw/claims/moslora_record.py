@@ -84,6 +84,31 @@ def tuning_seeds(one: str, other: str, task: str = "cola") -> tuple[float, float
     return student((values[0] - values[1]).to_numpy())
 
 
+def tuned_by(task: str, row: str) -> "pandas.DataFrame":
+    """The measure on the tuning split, by tuning seed and rate. (seeds, rates)"""
+    from deltaw.experiments.engine.tuning import TUNING, measure_of
+
+    runs = record()
+    runs = runs[(runs.task == task) & (runs.row == row) & runs.phase.isin(TUNING)]
+    return runs.pivot(index="seed", columns="rate", values=f"tune/{measure_of(task)}")
+
+
+@lru_cache(maxsize=8)
+def factors(task: str, row: str, other: str = LORA) -> "pandas.Series":
+    """The row's best rate over `other`'s, to a tenth: the share of the ways to draw the tuning seeds anew that chooses it."""
+    import numpy
+    import pandas
+
+    from deltaw.experiments.engine.tuning import measure_of
+
+    sign, best = 1 if measure_of(task) == "loss" else -1, []
+    for table in (tuned_by(task, row), tuned_by(task, other)):
+        draws = numpy.array(list(product(range(len(table)), repeat=len(table))))  # (draws, seeds)
+        means = sign * table.to_numpy()[draws].mean(axis=1)  # (draws, rates)
+        best.append(table.columns.to_numpy(float)[means.argmin(axis=1)])
+    return pandas.Series(best[0] / best[1]).round(1).value_counts(normalize=True).sort_index()
+
+
 def lag(task: str, row: str) -> "pandas.Series":
     """By how much larger a rate the row needs to end at LoRA's training loss, by LoRA's rates below its best."""
     runs = record().rename(columns={"row": "name", "train_loss": "loss"})
@@ -147,8 +172,8 @@ def identity(other: str = "") -> dict[str, Any]:
 # Kaiming
 
 
-@claim("moslora-record-published", "On CoLA and on code, each at its own rate, MoSLoRA as published, with a trained Kaiming mixer, "
-       "does better than LoRA.", "after MoSLoRA, abstract", "does not hold", MEASURED)  # fmt: skip
+@claim("moslora-record-published", "On CoLA and on code, each at its own rate, MoSLoRA as its code has it by default, with a trained "
+       "Kaiming mixer, does better than LoRA.", "after MoSLoRA, abstract", "does not hold", MEASURED)  # fmt: skip
 def published(row: str = KAIMING[1]) -> dict[str, Any]:
     """On CoLA it is ahead by 0.021, not separable in the family of all rows; on code it is behind by 0.027 nats."""
     text, nats = (differences().loc[task, row] for task in ("cola", "code_lm"))
@@ -157,17 +182,29 @@ def published(row: str = KAIMING[1]) -> dict[str, Any]:
     return {"CoLA": shown(text, True), "CoLA, by itself": shown(text), "code": shown(nats, True)}
 
 
-@claim("moslora-record-best-rate", "Both Kaiming mixers have a larger best rate than LoRA, by about 1.4.", FIXED,
+@claim("moslora-record-best-rate", "By the rule's choice both Kaiming mixers have a larger best rate than LoRA, by about 1.4.", FIXED,
        "does not hold", MEASURED)  # fmt: skip
 def best_rate(text: float = 1.0, nats: tuple[float, float] = (2.0, 2.84)) -> dict[str, Any]:
-    """On CoLA it is LoRA's; on code 2 times as large, fixed, and 2.8 times, trained. No choice lies at an edge."""
+    """On CoLA it is LoRA's; on code 2 times as large, fixed, and 2.8 times, trained. No choice lies at an edge. But LoRA's two
+    best rates on code tie, and with the other one the factors are 1.4 and 2: if the tuning seeds are drawn anew, the fixed
+    mixer's is 1.4 in 43 % of the draws, the trained one's in 6 %."""
     from deltaw.experiments import mixers
+    from deltaw.experiments.engine.verdicts import student
 
     require(not mixers.chosen(record()).at_edge.any(), "a rate lies at the edge of its grid")
     times = rates().times
     for row, expected in zip(KAIMING, nats, strict=True):
         require(times["cola", row] == text and abs(times["code_lm", row] - expected) < 0.01, f"{times.to_dict()}")
-    return {task: {row: round(float(times[task, row]), 2) for row in KAIMING} for task in ("cola", "code_lm")}
+    losses = tuned_by("code_lm", LORA)
+    best, second = losses.mean().nsmallest(2).index
+    low, mean, high = student((losses[best] - losses[second]).to_numpy())
+    require(second > best and low < 0 < high and abs(mean) < 0.001, f"LoRA at {best}, {second}: {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+    shares = {row: float(factors("code_lm", row).get(1.4, 0)) for row in KAIMING}
+    for row, factor, share in zip(KAIMING, (1.4, 2.0), (0.43, 0.06), strict=True):
+        require(round(rates().rate["code_lm", row] / second, 1) == factor, f"{row}: {rates().rate['code_lm', row]} over {second}")
+        require(abs(shares[row] - share) < 0.01, f"{row}: {shares[row]:.3f} of the draws have 1.4")
+    return {task: {row: round(float(times[task, row]), 2) for row in KAIMING} for task in ("cola", "code_lm")} | {
+        "LoRA's two best rates on code": f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]", "share of draws with 1.4": shares}  # fmt: skip
 
 
 @claim("moslora-record-confound", "At LoRA's rate a Kaiming mixer does worse than at its own.", FIXED,
@@ -214,19 +251,21 @@ def half_rate(row: str = HALVES[0]) -> dict[str, Any]:
 @claim("moslora-record-two-subspaces", "Mixing two subspaces enhances performance, on CoLA and on code.", "after MoSLoRA, abstract",
        "does not hold", MEASURED)  # fmt: skip
 def two_subspaces(rows: Sequence[str] = HALVES) -> dict[str, Any]:
-    """Each at its own rate: level with LoRA on CoLA, and on code behind by 0.059 and 0.056 nats. But on CoLA the validation loss,
-    the secondary measure, is lower, by 0.020; as of a smaller rank it may be."""
+    """Each at its own rate: not separable from LoRA on CoLA, and on code behind by 0.059 and 0.056 nats. On CoLA the validation
+    loss, the secondary measure, is lower, by 0.020: at LoRA's rate by 0.005, which is not told from zero."""
     from deltaw.experiments.engine import verdicts
 
     table = record()
-    losses = verdicts.by_seed(table[table.task == "cola"], "report/loss")
-    others = [(row, LORA) for row in losses if row != LORA]
-    secondary = verdicts.compare(losses, others, MARGIN, less_is_better=True).set_index("row")
+    secondary, at_loras = (verdicts.by_seed(table[table.task == "cola"], "report/loss", at) for at in (None, LORA))
+    others = [(row, LORA) for row in secondary if row != LORA]
+    secondary, at_loras = (verdicts.compare(losses, others, MARGIN, less_is_better=True).set_index("row")
+                           for losses in (secondary, at_loras))  # fmt: skip
     for row in rows:
         text, nats = (differences().loc[task, row] for task in ("cola", "code_lm"))
         require(text.verdict == "not separable" and abs(text.difference) < 0.003, f"CoLA, {row}: {shown(text, True)}")
         require(nats.verdict == "worse" and nats.low_all > 0.045, f"code, {row}: {shown(nats, True)}")
         require(secondary.verdict[row] == "better" and round(secondary.difference[row], 3) == -0.020, shown(secondary.loc[row]))
+        require(-0.006 < at_loras.difference[row] < 0 < at_loras.high[row], f"at LoRA's rate {shown(at_loras.loc[row])}")
     return {f"{row}, {task}": shown(differences().loc[task, row], True) for row in rows for task in ("cola", "code_lm")} | {
         f"{row}, loss on CoLA": shown(secondary.loc[row]) for row in rows}  # fmt: skip
 
@@ -235,7 +274,8 @@ def two_subspaces(rows: Sequence[str] = HALVES) -> dict[str, Any]:
        "holds if it is Kaiming's, on code; of the other three, on code, the difference is within 0.01 nats, and on CoLA none "
        "is separable", MEASURED)  # fmt: skip
 def trained(mixer: str = "kaiming") -> dict[str, Any]:
-    """Each at its own rate. On code by 0.019 nats for Kaiming's; 0.003 to 0.005 for the others, all in favour of training."""
+    """Each at its own rate. On code by 0.019 nats for Kaiming's; 0.003 to 0.005 for the others, every mean in favour of
+    training; told from zero are Kaiming's and the identity's."""
     table = training()
     require((table.verdict["cola"] == "not separable").all(), f"{table.verdict.to_dict()}")
     nats = table.loc["code_lm"]
@@ -243,6 +283,7 @@ def trained(mixer: str = "kaiming") -> dict[str, Any]:
     rest = nats.drop(mixer)
     require((rest.verdict == "equivalent").all(), f"{rest.verdict.to_dict()}")
     require(rest.difference.between(-0.0055, -0.0025).all(), f"{rest.difference.to_dict()}")
+    require((nats.high_all < 0).sum() == 2 and nats.high_all["identity"] < 0, f"{nats.high_all.to_dict()}")
     return {f"{task}, {name}": f"{shown(one, True)}: {one.verdict}" for (task, name), one in table.iterrows()}
 
 
