@@ -22,7 +22,7 @@ from types import ModuleType
 
 NAMES = (
     "init_width", "init_text", "mixers", "vera_budget", "dora_directions", "dora_detach", "step_cost",
-    "tuned_comparison", "appendix_runs", "bank_speed", "code_lm",
+    "tuned_comparison", "tuned_further", "appendix_runs", "bank_speed", "code_lm",
 )
 
 

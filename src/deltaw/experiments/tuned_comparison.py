@@ -54,25 +54,21 @@ from .engine.tuning import SMALL_CODE, Budgets, Row, measure_of
 
 MARGIN = 0.01  # of a difference that does not matter: one point of accuracy or correlation, or 0.01 nats
 LORA, HEAD, FULL = "LoRA", "head only", "full"
+SCALINGS = {LORA: ("standard", 1), "rsLoRA": ("rslora", 0.5)}  # and s = α / rank to this power
 PISSA, SVD = Once(inits.pissa), Once(lora_xs.svd)
 CODE = "code_lm"
 
 
 @dataclass(frozen=True)
-class Settings(Budgets):
-    """What is run: `Budgets`' fields, and
+class Tuned(Budgets):
+    """What every row gets, here and in `tuned_further`: `Budgets`' fields, and
 
     The runs are short, so that every row can have the same number of them within half an hour of one GPU: 200 updates of 32
     sentences, cut at 32 tokens (39 % of SUBJ's training sentences reach that, 6 % of SST-2's, hardly any of the others'),
     300 of 32 digits, 125 of 8 × 256 tokens of code.
 
     Attributes:
-        tasks: names, as `subjects.subject` knows them.
-        rank: of LoRA and what is made of it, also its α; xs, vera: LoRA-XS's and VeRA's.
-        d_init: VeRA's.
-        ratio: LoRA+'s.
-        head_rate, digits_head_rate: of a new head, beside factors of any rate.
-        everywhere: the rank of LoRA and rsLoRA on all tasks; ranks: on `code_lm`, with it.
+        rank: of LoRA and what is made of it, also its α.
     """
 
     steps: int = 200
@@ -81,8 +77,23 @@ class Settings(Budgets):
     code_warmup_steps: int = 6
     code_batch_size: int = 8
     code_windows: int = 160
-    tasks: tuple[str, ...] = (CODE, "cola", "sst2", "trec", "subj", "digits")
     rank: int = 8
+
+
+@dataclass(frozen=True)
+class Settings(Tuned):
+    """What is run: `Tuned`'s fields, and
+
+    Attributes:
+        tasks: names, as `subjects.subject` knows them.
+        xs, vera: LoRA-XS's rank and VeRA's.
+        d_init: VeRA's.
+        ratio: LoRA+'s.
+        head_rate, digits_head_rate: of a new head, beside factors of any rate.
+        everywhere: the rank of LoRA and rsLoRA on all tasks; ranks: on `code_lm`, with it.
+    """
+
+    tasks: tuple[str, ...] = (CODE, "cola", "sst2", "trec", "subj", "digits")
     xs: int = 16
     vera: int = 256
     d_init: float = 0.1
@@ -127,12 +138,16 @@ def groups(settings: Settings) -> dict[str, list[Row]]:
         FULL: [row(FULL, FullLinear(), "every entry of ΔW")],
     }
     for rank in s.ranks:
-        scales = {LORA: ("standard", s.rank / rank), "rsLoRA": ("rslora", s.rank / rank**0.5)}
         group = f"ranks to {next((most for most in PADDED if rank <= most), rank)}"
-        found.setdefault(group, []).extend(
-            row(f"{name} {rank}", LoRA(rank, s.rank, scaling=how), f"s = {scale:.4g} (α = {s.rank})")
-            for name, (how, scale) in scales.items())
+        found.setdefault(group, []).extend(of_rank(name, rank, s.rank) for name in SCALINGS)
     return found
+
+
+def of_rank(name: str, rank: int, alpha: int) -> Row:
+    """LoRA or rsLoRA, there for its rank."""
+    how, power = SCALINGS[name]
+    spec = LoRA(rank, alpha, scaling=how)
+    return Row(f"{name} {rank}", lambda seed: spec, f"s = {alpha / rank**power:.4g} (α = {alpha})")
 
 
 def rows(task: str, group: str, settings: Settings) -> list[Row]:
