@@ -140,6 +140,26 @@ def test_exchanged_methods_are_found(changed):
             check()
 
 
+def test_a_sign_with_all_layers_is_found(changed):
+    """As if DoRA's correlations were the same whatever is trained."""
+    table = rec.directions()
+    matrix = table.what == "matrix"
+    two = table[matrix & (table.targets == rec.QV)]
+    changed(pd.concat([table[~matrix], two, two.assign(targets=rec.ALL)]))
+    with pytest.raises(ClaimFailed, match="mean, all layers"):
+        rec.dora_sign()
+
+
+def test_a_difference_on_cola_is_found(changed):
+    """As if full fine-tuning of all layers did on CoLA what it does on SST-2."""
+    table = rec.directions()
+    full = (table.method == rec.FULL) & (table.targets == rec.ALL)
+    other = table[full & (table.task == "sst2")]
+    changed(pd.concat([table[~full], other, other.assign(task="cola")]))
+    with pytest.raises(ClaimFailed, match=r"^\['\+0\.4"):
+        rec.not_chance()
+
+
 def test_lengths_that_shrink_where_directions_turn_are_found(changed):
     """As if the paper's sign were there: the largest ΔM with the least ΔD, of full fine-tuning and of chance."""
     table = rec.directions()
