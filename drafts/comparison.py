@@ -20,6 +20,9 @@ CODE, MARGIN = "code_lm", 0.01
 LORA, HEAD, FULL = "LoRA", "head only", "full"
 SIZED = (LORA, "Init[B]", "PiSSA", "LoRA+", "MoSLoRA, trained", "MoSLoRA, orthogonal", "DoRA", "DoRA(MoSLoRA)")  # as LoRA
 FEW = ("VeRA", "DVoRA", "LoRA-XS")
+COARSE = {  # what `code_lm` calls a row
+    "full": FULL, "LoRA r16": "LoRA 16", "DoRA r8": "DoRA", "LoRA r8": LORA, "MoSLoRA r8": "MoSLoRA, trained", "VeRA r256": "VeRA",
+    "head": HEAD}
 EARLY = 0.000316  # the second rate of the coarse grid: of the size that libraries and papers begin with
 
 
@@ -64,6 +67,38 @@ def differences(*pairs: tuple[str, str]) -> "pandas.DataFrame":
     from deltaw.experiments.engine import two_level
 
     return two_level.between(code(), list(pairs), MARGIN).set_index(["row", "reference"])
+
+
+def frozen() -> float | None:
+    """The untrained base's loss on code's "report" side; None as long as it is not recorded."""
+    from deltaw import results
+
+    # TODO-further: the record `tuned_further`, row "frozen base"
+    if "tuned_further" not in results.names():
+        return None
+    table = results.load("tuned_further")
+    return float(table.loc[table["row"] == "frozen base", "report/loss"].iloc[0])
+
+
+@lru_cache(maxsize=1)
+def decoder() -> "pandas.DataFrame":
+    """The record `code_lm`: bases, and coarse adaptations of other lengths."""
+    from pathlib import Path
+
+    from deltaw import results
+
+    # TODO-record: results.load("code_lm"), once it is complete and in the package
+    return results.load("code_lm", folder=Path(__file__).parents[3] / "results", partial=True)
+
+
+@lru_cache(maxsize=1)
+def adapted() -> "pandas.DataFrame":
+    """`code_lm.adapted` of `decoder()`, and toward: target less LoRA's of the same size and stage."""
+    from deltaw.experiments import code_lm
+
+    found = code_lm.adapted(decoder())
+    lora = found[found["method"] == "LoRA r8"].set_index(["size", "stage"])["target"]
+    return found.assign(toward=found["target"] - [lora.get(key, float("nan")) for key in zip(found["size"], found["stage"])])
 
 
 def shown(found: Any, digits: int = 3) -> str:
@@ -181,13 +216,15 @@ def orthogonal(row: str = "MoSLoRA, orthogonal") -> dict[str, Any]:
     return {task: shown(verdict(row, "equivalent", task), 4) for task in (CODE, "sst2", "trec")}
 
 
-@claim("comparison-mixer", "MoSLoRA with a trained mixer does better than LoRA.", "after MoSLoRA, abstract", "does not hold",
+@claim("comparison-mixer", "MoSLoRA with a trained Kaiming mixer does better than LoRA.", "after MoSLoRA, abstract", "does not hold",
        MEASURED)  # fmt: skip
 def mixer(row: str = "MoSLoRA, trained") -> dict[str, Any]:
-    """On code it is worse, and DoRA over it is worse than DoRA; on no text task is it better."""
+    """Kaiming, as in the published code. On code it is worse, and DoRA over it is worse than DoRA; on no text task is it
+    better. Whether training does it or the start is not in these two rows."""
+    # TODO-further: the trained orthogonal mixer
     found = verdict(row, "worse")
     require(not any(on(task).verdict[row] == "better" for task in texts()), "better on a text task")
-    inside = differences(("DoRA(MoSLoRA)", "DoRA")).iloc[0]
+    inside = analysis("every_pair").query("task == @CODE").set_index(["row", "reference"]).loc[("DoRA(MoSLoRA)", "DoRA")]
     require(inside.verdict == "worse", shown(inside))
     return {row: shown(found), "DoRA(MoSLoRA) − DoRA": shown(inside)}
 
@@ -300,23 +337,42 @@ def rate_matters(row: str = "DoRA") -> dict[str, Any]:
     return {"half": cost["half"], "double": cost["double"], "DoRA's gain": gain}
 
 
+def lora_rank(row: str) -> float:
+    """The rank at which LoRA has a row's loss on code: on the line, in log rank, between the two nearest that were run."""
+    import numpy as np
+
+    rows = on(CODE, "reported")["report"]
+    ranks = (4, 8, 16)
+    loss = rows[[LORA if rank == 8 else f"LoRA {rank}" for rank in ranks]].to_numpy()
+    require(loss[-1] <= rows[row] <= loss[0], f"{row}: {rows[row]:.3f} is off the line {loss}")
+    return float(2 ** np.interp(-rows[row], -loss, np.log2(ranks)))
+
+
 @claim("comparison-rank-first", "Twice the rank gains LoRA more on code than DoRA does at rank 8.", "this book, seen afterwards",
-       "holds", MEASURED)  # fmt: skip
+       "holds if numbers are left out: the lead, 0.009 nats, is below the margin and costs 1.87 times DoRA's numbers; for "
+       "DoRA's loss LoRA would need about rank 12", MEASURED)  # fmt: skip
 def rank_first(row: str = "LoRA 16") -> dict[str, Any]:
-    """At twice the numbers; DoRA's are a fifteenth more than LoRA's."""
-    table = differences((row, "DoRA"), (row, LORA))
+    table, numbers = differences((row, "DoRA"), (row, LORA)), on(CODE, "reported").parameters
     require(bool((table["verdict"] == "better").all()), f"{[shown(one) for one in table.itertuples()]}")
-    return {" − ".join(pair): shown(one) for pair, one in table.iterrows()}
+    lead = -table.difference[(row, "DoRA")]
+    require(round(lead, 3) == 0.009 < MARGIN and round(numbers[row] / numbers["DoRA"], 2) == 1.87, f"{lead:.4f}")
+    rank = lora_rank("DoRA")
+    more = rank / 8 * numbers[LORA] / numbers["DoRA"]
+    require(12 < rank < 13 and more > 1.4, f"rank {rank:.1f}, {more:.2f} times the numbers")
+    return {" − ".join(pair): shown(one) for pair, one in table.iterrows()} | {"DoRA's loss": f"LoRA's at rank {rank:.1f}"}
 
 
-@claim("comparison-rank-full", "Full fine-tuning ends lower on code than a low-rank adapter of any rank tried.", BOOK,
-       "does not hold", MEASURED)  # fmt: skip
+@claim("comparison-rank-full", "Full fine-tuning ends lower on code than a low-rank adapter of any rank tried.",
+       "this book, seen afterwards", "does not hold", MEASURED)  # fmt: skip
 def rank_full(row: str = "rsLoRA 256") -> dict[str, Any]:
-    """rsLoRA of rank 256, with four fifths of the numbers, is equivalent to it: a family of one, chosen afterwards."""
+    """rsLoRA of rank 256, with four fifths of the numbers, is equivalent to it: a family of one, chosen afterwards. In the
+    card's family the two are not told apart. LoRA of rank 256, with LoRA's scale, is behind it."""
     found = differences((FULL, row)).iloc[0]
     require(found.verdict == "equivalent" and found.difference > 0, f"{shown(found)}: {found.verdict}")
+    plain = differences(("LoRA 256", FULL)).iloc[0]
+    require(plain.verdict == "worse", f"LoRA 256 {shown(plain)}: {plain.verdict}")
     rows = on(CODE, "reported").parameters
-    return {"full − rsLoRA 256": shown(found), "numbers": f"{rows[row] / rows[FULL]:.2f} of full's"}
+    return {"full − rsLoRA 256": shown(found), "LoRA 256 − full": shown(plain), "numbers": f"{rows[row] / rows[FULL]:.2f} of full's"}
 
 
 @claim("comparison-rs-equivalent", "Tuned, rsLoRA and LoRA are equivalent on code up to rank 64.", FIXED,
@@ -428,6 +484,24 @@ def text_xs(row: str = "LoRA-XS") -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Longer runs
+
+
+@claim("comparison-longer", "Adapted with three times the tokens, full fine-tuning, LoRA 16, DoRA, LoRA, the trained mixer, "
+       "VeRA and the head alone end on code in the order in which they end here.", "this book, seen afterwards", "holds",
+       MEASURED)  # fmt: skip
+def longer(runs: tuple[tuple[str, str], ...] = (("45m", "short"),), rows: dict[str, str] = COARSE) -> dict[str, Any]:
+    """Two seeds at the best of four rates, without an interval."""
+    # TODO-record: ("45m", "long"), ("10m", "short"), ("10m", "long"), and what it says then
+    here = list(on(CODE, "reported").report[list(rows.values())].sort_values().index)
+    found = adapted().set_index(["size", "stage", "method"])["target"].sort_index()
+    orders = {run: [rows[name] for name in found[run].sort_values().index] for run in runs}
+    for run, order in orders.items():
+        require(order == here, f"{run}: {order}, and here {here}")
+    return {", ".join(run): ", ".join(f"{name} {found[(*run, name)]:.3f}" for name in rows) for run in runs}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The decision card
 
 
@@ -435,27 +509,31 @@ def text_xs(row: str = "LoRA-XS") -> dict[str, Any]:
 def card() -> "pandas.DataFrame":
     from deltaw import decision_card
 
-    return decision_card.budgets(record())
+    return decision_card.budgets(record(), base=frozen())
 
 
-@claim("comparison-card-choice", "The card names for each budget the row of the lowest loss on code, and with it those rows within "
-       "the budget that are equivalent to it, or that the record does not tell from it.", BOOK, "holds", MEASURED)  # fmt: skip
+@claim("comparison-card-choice", "The card names for each budget the row of the lowest loss on code of those that were run, "
+       "and with it those rows within the budget that are equivalent to it, or that the record does not tell from it.", BOOK,
+       "holds", MEASURED)  # fmt: skip
 def card_choice(column: str = "report") -> dict[str, Any]:
-    """Seen afterwards. A budget's family is every row within it against the lowest."""
+    """The rule was chosen after the record was seen. A budget's family is every row within it against the lowest."""
+    # TODO-further: the rows LoRA 1, LoRA 2, rsLoRA 8, DoRA 16
     rows, table = on(CODE, "reported"), card()
     for one in table.itertuples():
         within = rows[(rows.parameters <= one.limit) & (rows.parameters > 0)]
         require(within[column].idxmin() == one.row, f"{one.budget}: {within[column].idxmin()}, not {one.row}")
-    return {one.budget: f"{one.row}; equivalent or unresolved: {', '.join(one.equivalent + one.unresolved) or 'none'}" for one in table.itertuples()}
+    return {one.budget: f"{one.row}; equivalent or unresolved: {', '.join(one.equivalent + one.unresolved) or 'none'}"
+            for one in table.itertuples()}  # fmt: skip
 
 
 @claim("comparison-card-gap", "The share of full fine-tuning's gain over the head alone that each row of the card reaches on code: "
        "from 0.42, with 0.4 % of the numbers, to 1.00, with 79 %.", BOOK, "holds", MEASURED)  # fmt: skip
 def card_gap(ends: tuple[float, float] = (0.42, 1.00)) -> dict[str, Any]:
     table, rows = card(), on(CODE, "reported")
-    gain = rows.report[HEAD] - rows.report[FULL]
+    zero = frozen() or rows.report[HEAD]  # TODO-further: over the untrained base; the claim's text with it
+    gain = zero - rows.report[FULL]
     for one in table.itertuples():
-        require(abs(one.gap - (rows.report[HEAD] - rows.report[one.row]) / gain) < 1e-9, f"{one.row}: {one.gap}")
+        require(abs(one.gap - (zero - rows.report[one.row]) / gain) < 1e-9, f"{one.row}: {one.gap}")
     require((round(table.gap.iloc[0], 2), round(table.gap.iloc[-1], 2)) == ends, f"{table.gap.round(3).tolist()}")
     share = table.parameters / rows.parameters[FULL]
     require(bool(table.gap.is_monotonic_increasing) and (round(share.iloc[0], 3), round(share.iloc[-1], 2)) == (0.004, 0.79),
@@ -463,15 +541,17 @@ def card_gap(ends: tuple[float, float] = (0.42, 1.00)) -> dict[str, Any]:
     return {one.row: f"{one.gap:.2f}" for one in table.itertuples()}
 
 
-@claim("comparison-card-rates", "The card's rates are those around each row's best at which it loses no more than 0.01 nats on the "
-       "tuning split of code: a factor of 1.6 to 1.9 from end to end.", BOOK, "holds", MEASURED)  # fmt: skip
+@claim("comparison-card-rates", "The card's rates are those around each row's best at which it loses no more than 0.01 nats "
+       "on the tuning split of code, in units of the best rate of LoRA of rank 8: a factor of 1.6 to 1.9 from end to end.",
+       BOOK, "holds", MEASURED)  # fmt: skip
 def card_rates(ends: tuple[float, float] = (1.6, 1.9)) -> dict[str, Any]:
     table, known = card(), on(CODE, "sensitivity")
     times = table.highest / table.lowest
     require(all(known.lowest[one.row] == one.lowest and known.highest[one.row] == one.highest for one in table.itertuples()),
             "other rates")  # fmt: skip
+    require(bool(((table.unit / known.rate[LORA] - 1).abs() < 1e-3).all()), f"{table.unit.tolist()}")
     require(all(ends[0] - 0.05 < one < ends[1] + 0.05 for one in times), f"{times.round(2).tolist()}")
-    return {one.row: f"{one.lowest:.2g} to {one.highest:.2g}" for one in table.itertuples()}
+    return {one.row: f"{one.lowest / one.unit:.2g} to {one.highest / one.unit:.2g}" for one in table.itertuples()}
 
 
 # TODO-record: comparison-card-cost, from step_cost.by_method(results.load("step_cost")): the card's column `time`.

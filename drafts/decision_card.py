@@ -1,10 +1,12 @@
 """One picture of what the comparison says: for each budget of trained numbers a method, its rank, rates and cost.
 
     record = results.load("tuned_comparison")
-    Path("card.png").write_bytes(png(draw(budgets(record), sentences)))  # sentences of `notes`
+    card = draw(budgets(record), sentences, footers(record))  # sentences of `notes`
+    Path("card.png").write_bytes(png(card))
 
-The choice is by rule, and made on code: of all rows within a budget the one of the lowest mean loss, and beside it those that
-the record does not tell from it. Every number comes from the record; `CLAIMS` says which claim checks it.
+The choice is by rule, and made on code: of all rows within a budget that were run the one of the lowest mean loss, and beside
+it those that the record does not tell from it. The rule was chosen after the record was seen. Every number comes from the
+record; `CLAIMS` says which claim checks it.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ import pandas as pd
 
 from .experiments import tuned_comparison
 from .experiments.engine import two_level
-from .experiments.tuned_comparison import CODE, FULL, HEAD, MARGIN, rank_of
+from .experiments.tuned_comparison import CODE, FULL, HEAD, LORA, MARGIN, rank_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,28 +30,34 @@ SIZE, DPI = (7.2, 12.8), 150  # 1080 × 1920 pixels
 INK, FAINT, FILL, EMPTY = "#1a1a1a", "#5a5a5a", "#0072B2", "#e6e6e6"
 
 
-def budgets(record: pd.DataFrame, limits: Sequence[float] = LIMITS, cost: pd.DataFrame | None = None) -> pd.DataFrame:
+def budgets(
+    record: pd.DataFrame, limits: Sequence[float] = LIMITS, cost: pd.DataFrame | None = None, base: float | None = None
+) -> pd.DataFrame:
     """Of each budget the row of the lowest mean loss on code.
 
     Args:
         record: of `tuned_comparison`, with "code_lm" complete.
         limits: shares of the numbers that full fine-tuning trains, rising.
         cost: with columns row and time, a step's in units of the frozen base's; None where it is not known.
+        base: the untrained base's loss on "report"; None where it is not known: then the head alone stands for it.
 
     Returns:
         budget (the limit in words), limit (numbers), row, label (with its rank), parameters, share, report (loss), gap (of
-        full's gain over the head alone), rate, lowest, highest (of the rates, as in `sensitivity`), equivalent, unresolved
-        (labels of the rows within the budget that are equivalent to it, or not told from it; a family in each budget), time.
+        full's gain over `base`), rate, lowest, highest (of the rates, as in `sensitivity`), unit (LoRA's own rate), whose (it is),
+        equivalent, unresolved (labels of the rows within the budget that are equivalent to it, or not told from it; a
+        family in each budget), time.
 
     Raises:
-        ValueError: if the record has no row within a budget, or none called "full" or "head only" on code.
+        ValueError: if the record has no row within a budget, or none called "full", "head only" or "LoRA" on code.
     """
     table = record[record["task"] == CODE]
     settings = record.attrs["manifest"]["settings"]
     rows = tuned_comparison.reported(table).set_index("row")
-    if missing := {FULL, HEAD} - set(rows.index):
-        raise ValueError(f"the card needs the rows {FULL!r} and {HEAD!r} of {CODE!r}; the record lacks {sorted(missing)}")
+    if missing := {FULL, HEAD, LORA} - set(rows.index):
+        raise ValueError(f"the card needs the rows {FULL!r}, {HEAD!r} and {LORA!r} of {CODE!r}; the record lacks "
+                         f"{sorted(missing)}")
     ends, adapters = rows["report"], rows.drop(HEAD)
+    zero = ends[HEAD] if base is None else base
     within = {limit: adapters[adapters["parameters"] <= limit * rows.loc[FULL, "parameters"]] for limit in limits}
     if empty := [limit for limit, own in within.items() if own.empty]:
         raise ValueError(f"no row of the record is within a budget of {empty[0]:.2%}")
@@ -68,8 +76,9 @@ def budgets(record: pd.DataFrame, limits: Sequence[float] = LIMITS, cost: pd.Dat
             "budget": f"up to {100 * limit:g} %",
             "limit": limit * rows.loc[FULL, "parameters"], "row": best, "label": label(best, settings),
             "parameters": own["parameters"], "share": own["parameters"] / rows.loc[FULL, "parameters"],
-            "report": own["report"], "gap": (ends[HEAD] - ends[best]) / (ends[HEAD] - ends[FULL]), "rate": own["rate"],
-            "lowest": rates.loc[best, "lowest"], "highest": rates.loc[best, "highest"],
+            "report": own["report"], "gap": (zero - ends[best]) / (zero - ends[FULL]), "rate": own["rate"],
+            "lowest": rates.loc[best, "lowest"], "highest": rates.loc[best, "highest"], "unit": rows.loc[LORA, "rate"],
+            "whose": f"LoRA {settings['rank']}'s",
             "equivalent": near["equivalent"], "unresolved": near["not separable"], "time": times.get(best, float("nan"))})
     return pd.DataFrame(found)
 
@@ -109,12 +118,34 @@ def notes(
     return found
 
 
-def draw(table: pd.DataFrame, sentences: Sequence[str], source: str = "") -> "Figure":
+def footers(record: pd.DataFrame, base: float | None = None) -> list[str]:
+    """What the bars, the choice and the rates are of, in sentences.
+
+    Args:
+        record, base: as in `budgets`.
+    """
+    settings = record.attrs["manifest"]["settings"]
+    rows = record[record["task"] == CODE].groupby("row", sort=False).first()
+    zero = "the untrained base"
+    if base is None:
+        zero = f"the output matrix trained alone ({rows.loc[HEAD, 'with_head'] / 1e6:.1f} M numbers), not {zero}"
+    ranks = {LORA: [settings["rank"]]}
+    for row in rows.index:
+        if rank := rank_of(row):
+            ranks.setdefault(row.split()[0], []).append(rank)
+    spans = ", ".join(f"{name} {min(own)} – {max(own)}" for name, own in ranks.items())
+    rates = (f"Rates (at most {MARGIN:g} nats lost) are this 47 M model's: AdamW, α = {settings['rank']}, bf16, "
+             f"{settings['code_steps']} updates. Do not copy them: tune yours.")
+    return [f"Bars: 100 % is full fine-tuning; 0 % is {zero}.", f"Ranks run: {spans}; every other row at one only.", rates]
+
+
+def draw(table: pd.DataFrame, sentences: Sequence[str], footer: Sequence[str] = (), source: str = "") -> "Figure":
     """The card, 1080 × 1920 pixels at `DPI`.
 
     Args:
         table: of `budgets`.
         sentences: of `notes`.
+        footer: of `footers`.
         source: what the numbers are from, for the last line.
     """
     from textwrap import wrap
@@ -133,8 +164,8 @@ def draw(table: pd.DataFrame, sentences: Sequence[str], source: str = "") -> "Fi
 
     write(left, 0.72, "Which adapter?", 28, weight="bold")
     write(left, 1.10, "A decoder of 47 M learns C++ after Python. Rates tuned", 14, FAINT)
-    write(left, 1.36, "alike; within each budget of numbers the lowest loss.", 14, FAINT)
-    y, step = 1.62, 1.24
+    write(left, 1.36, "alike; in each budget of numbers the best row of those run.", 14, FAINT)
+    y, step = 1.58, 1.17
     for one in table.itertuples():
         ax.plot((left, right), (y, y), color="#bdbdbd", linewidth=0.8)
         write(left, y + 0.33, f"{one.label}$^a$", 18, weight="bold")
@@ -143,22 +174,21 @@ def draw(table: pd.DataFrame, sentences: Sequence[str], source: str = "") -> "Fi
         ax.add_patch(Rectangle((left, y + 0.42), right - left, 0.1, color=EMPTY, linewidth=0))
         ax.add_patch(Rectangle((left, y + 0.42), (right - left) * min(one.gap, 1), 0.1, color=FILL, linewidth=0))
         time = "" if pd.isna(one.time) else f" · step {one.time:.1f} ×$^e$"
-        write(left, y + 0.77, f"{_percent(one.share)} of the numbers · rate {_range(one)}$^c${time}")
+        write(left, y + 0.77, f"{_percent(one.share)} of the numbers · rate {_range(one)} × {one.whose}$^c${time}")
         near = [f"{word}: {', '.join(rows)}" for word, rows in (("equivalent", one.equivalent), ("not told apart", one.unresolved))
                 if rows]
-        write(left, y + 1.05, f"{' · '.join(near) or 'all others of this budget are worse'}$^a$", 14, FAINT)
+        write(left, y + 1.05, f"{' · '.join(near) or 'all others tried in this budget are worse'}$^a$", 14, FAINT)
         y += step
     ax.plot((left, right), (y, y), color="#bdbdbd", linewidth=0.8)
-    y += 0.33
-    y += 0.05
+    y += 0.36
     write(left, y, "Classifying short texts (MiniLM)$^d$", 16, weight="bold")
     for sentence in sentences:
         for line in wrap(sentence, 60):
             y += 0.26
             write(left, y, line, 13.5)
-    write(left, SIZE[1] - 0.62, "Bars: of what full fine-tuning gains over training the head alone.", 12, FAINT)
-    write(left, SIZE[1] - 0.40, "AdamW, short runs, α = 8. Rates: within 0.01 nats of the best, here.", 12, FAINT)
-    write(left, SIZE[1] - 0.18, source, 12, FAINT)
+    last = [line for sentence in footer for line in wrap(sentence, 70)] + [source]
+    for i, line in enumerate(reversed(last)):
+        write(left, SIZE[1] - 0.18 - 0.2 * i, line, 12, FAINT)
     return figure
 
 
@@ -179,7 +209,7 @@ def _percent(share: float) -> str:
 
 
 def _range(one) -> str:
-    return f"{_two(one.lowest)} – {_two(one.highest)}"
+    return f"{_two(one.lowest / one.unit)} – {_two(one.highest / one.unit)}"
 
 
 def _two(rate: float) -> str:

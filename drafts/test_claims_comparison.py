@@ -19,7 +19,7 @@ WRONG = [
     (comparison.pairs, {"apart": 72}), (comparison.one_rate, {"rate": 0.00316}), (comparison.rate_matters, {"row": "full"}),
     (comparison.rank_first, {"row": "LoRA 4"}), (comparison.rank_full, {"row": "rsLoRA 64"}),
     (comparison.rs_equivalent, {"upto": 64}), (comparison.rs_rates, {"spread": 3.0}), (comparison.one_knob, {"right": 1.1}),
-    (comparison.text_few, {"row": "LoRA-XS"}), (comparison.text_xs, {"row": "VeRA"}), (comparison.card_gap, {"ends": (0.5, 1.0)}),
+    (comparison.longer, {"rows": comparison.COARSE | {"DoRA r8": "Init[B]"}}), (comparison.text_few, {"row": "LoRA-XS"}), (comparison.text_xs, {"row": "VeRA"}), (comparison.card_gap, {"ends": (0.5, 1.0)}),
     (comparison.card_rates, {"ends": (1.6, 1.7)}), (comparison.card_choice, {"column": "rate"})]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_the_lowest_point_between_rates(monkeypatch):
 # The card
 
 
-SETTINGS = {"rank": 8, "xs": 16, "vera": 256}
+SETTINGS = {"rank": 8, "xs": 16, "vera": 256, "code_steps": 125}
 ROWS = {"head only": (0, 3.0), "VeRA": (5, 2.6), "twin": (5, 2.601), "LoRA": (50, 2.2), "LoRA 4": (25, 2.4), "full": (1000, 2.0)}
 
 
@@ -68,7 +68,7 @@ def record():
     random, found = np.random.default_rng(0), []
     order = random.normal(0, 0.01, 10)  # seeds move all rows alike
     for row, (parameters, loss) in ROWS.items():
-        known = {"task": "code_lm", "row": row, "parameters": parameters, "with_head": parameters, "scale": "s", "stopped": ""}
+        known = {"task": "code_lm", "row": row, "parameters": parameters, "with_head": parameters or 4_194_304, "scale": "s", "stopped": ""}
         found += [known | {"phase": "coarse", "rate": rate, "seed": 100, "tune/loss": loss + off}
                   for rate, off in ((0.001, 0.02), (0.002, 0.0), (0.004, 0.02))]
         for seed in range(10):
@@ -87,22 +87,33 @@ def test_each_budget_gets_its_lowest_row(record):
     assert card["label"].tolist() == ["VeRA, rank 256", "LoRA, rank 4", "full fine-tuning"]
     assert card["equivalent"].tolist() == [("twin, rank 8",), (), ()] and card["unresolved"].tolist() == [(), (), ()]
     assert card["lowest"].between(0.0013, 0.0015).all() and card["highest"].between(0.0027, 0.0029).all()
+    assert (card["unit"] == 0.002).all() and set(card["whose"]) == {"LoRA 8's"}
+    over = decision_card.budgets(record, (0.01, 0.03, 1.0), base=3.5)["gap"].tolist()
+    assert over == pytest.approx([0.6, 1.1 / 1.5, 1.0], abs=2e-3)
     times = pd.DataFrame({"row": ["VeRA", "full"], "time": [1.2, 1.5]})
     assert decision_card.budgets(record, (0.01, 0.03, 1.0), times)["time"].fillna(0).tolist() == [1.2, 0, 1.5]
+
+
+def test_footers_say_what_zero_is_and_what_was_not_tried(record):
+    first, second, third = decision_card.footers(record)
+    assert first == "Bars: 100 % is full fine-tuning; 0 % is the output matrix trained alone (4.2 M numbers), not the untrained base."
+    assert second == "Ranks run: LoRA 4 – 8; every other row at one only." and "125 updates" in third
+    assert decision_card.footers(record, 3.5)[0].endswith("0 % is the untrained base.")
 
 
 def test_what_the_card_cannot_do_without(record):
     with pytest.raises(ValueError, match="within a budget of 0.10%"):
         decision_card.budgets(record, (0.001, 1.0))
-    rest = record[record["row"] != "full"]
-    rest.attrs = record.attrs
-    with pytest.raises(ValueError, match="lacks .'full'"):
-        decision_card.budgets(rest)
+    for row in ("full", "LoRA"):
+        rest = record[record["row"] != row]
+        rest.attrs = record.attrs
+        with pytest.raises(ValueError, match=f"lacks .'{row}'"):
+            decision_card.budgets(rest)
 
 
 def test_the_picture_has_its_size_whatever_is_written(record):
     card = decision_card.budgets(record, (0.01, 0.03, 0.05, 0.1, 0.5, 1.0), pd.DataFrame({"row": ["VeRA"], "time": [1.2]}))
-    data = decision_card.png(decision_card.draw(card, ["A sentence. " * 12] * 2, "a source"))
+    data = decision_card.png(decision_card.draw(card, ["A sentence. " * 12] * 2, decision_card.footers(record), "a source"))
     assert data[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", data[16:24]) == (1080, 1920)
 
 
