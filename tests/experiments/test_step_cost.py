@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import deltaw as dw
-from deltaw.experiments import step_cost, tuned_comparison
+from deltaw.experiments import step_cost, tuned_comparison, tuned_further
 from deltaw.experiments.engine import step
 from deltaw.experiments.engine.step import BASE, SHAPES, base
 from deltaw.experiments.step_cost import ARM_OF, PEFT, PISSA, QUICK, XS, Settings, arms, by_method, cost
@@ -20,6 +20,10 @@ LLAMA, MINILM = SHAPES["Llama-2-7B, 4 × 2048"], SHAPES["MiniLM, 2048 × 64"]
 @pytest.fixture(scope="module")
 def record(quick):
     return quick("step_cost")
+
+
+def ranked(settings):
+    return [name for name in arms(settings) if tuned_comparison.rank_of(name)]
 
 
 def trained(model):
@@ -37,7 +41,7 @@ def test_the_full_record_has_every_shape():
     assert found == [(shape, False) for shape in eager] + [(shape, True) for shape in eager[1:]]
     assert step_cost.TIMED and full.rounds >= 5 and step_cost.data(full) == {}
     assert (full.xs, full.vera) == (tuned_comparison.Settings().xs, tuned_comparison.Settings().vera)
-    assert set(arms(full)) - set(arms(full, compiled=True)) == set(PEFT)
+    assert set(arms(full)) - set(arms(full, compiled=True)) == {*PEFT, *ranked(full)}
 
 
 def test_a_shape_that_is_not_there_is_refused():
@@ -50,7 +54,18 @@ def test_every_row_of_the_comparison_has_an_arm():
     main = tuned_comparison.main_rows(pd.DataFrame({"row": rows}))
     by_rank = {row.rsplit(" ", 1)[0] for row in rows if tuned_comparison.rank_of(row)}
     assert set(ARM_OF) == {*main, *by_rank}
-    assert set(ARM_OF.values()) == set(arms(Settings())) - {BASE, *PEFT}
+    assert set(ARM_OF.values()) == set(arms(Settings())) - {BASE, *PEFT, *ranked(Settings())}
+    further = [row.name for group in tuned_further.groups(tuned_further.Settings()).values() for row in group]
+    wanted = {row.replace("rsLoRA", LORA) for row in [*rows, *further] if tuned_comparison.rank_of(row)}
+    assert wanted - set(ranked(Settings())) <= {"LoRA 2", "LoRA 8"}  # beside rank 1, and LoRA itself
+
+
+def test_ranks_are_what_their_names_say():
+    found = arms(Settings(ranks=(3,), dora_ranks=(5,)))
+    for name, rank in (("LoRA 3", 3), ("DoRA 5", 5)):
+        for shape in SMALL:
+            model = found[name](base(shape, "cpu"), shape)
+            assert {layer.adapter.factors()[0].shape[0] for layer in dw.adapted_layers(model).values()} == {rank}
 
 
 @pytest.mark.parametrize("row", [row for row in ARM_OF if row not in (HEAD, FULL)])
@@ -145,7 +160,7 @@ def test_the_analysis_takes_the_quick_record(record):
     assert len(found) == 2 * len(arms(QUICK))
     assert found.query(f"arm == '{BASE}'")[["ratio", "least", "largest"]].to_numpy().tolist() == [[1, 1, 1]] * 2
     methods = by_method(record)
-    assert methods["row"].tolist() == 2 * list(ARM_OF) and methods["ratio"].notna().all()
+    assert methods["row"].tolist() == 2 * [*ARM_OF, "LoRA 2", "rsLoRA 2"] and methods["ratio"].notna().all()
 
 
 def test_a_method_has_the_cost_of_its_arm():

@@ -13,12 +13,13 @@ as in the middle of a model.
       DoRA(MoSLoRA), VeRA, DVoRA      rank 256, the others of the layer's
     PiSSA                             LoRA with a start that is subtracted: here W stays what it was, and each product is of
                                       rank 2r (taken out of W, as in the paper, it would cost what LoRA costs)
+    LoRA 1 … 256, DoRA 16             the same at other ranks, absolute on both layers: eager only
     full                              no adapter: the same layers' weights, in fp32 under autocast, trained in place
     PEFT LoRA, PEFT DoRA, PEFT VeRA   PEFT's, by its default in fp32: eager only, since compiling them takes too long
 
 Methods that differ from LoRA in a start whose product is zero, in scale or in rates are no arms: Init[B], rsLoRA and LoRA+
-cost what LoRA costs (LoRA+'s second group of parameters is one more launch of the optimizer). `ARM_OF` has every row of
-`tuned_comparison`. PiSSA's and LoRA-XS's starts are drawn, not computed from W: a step takes the time it takes whatever
+cost what LoRA of their rank costs (LoRA+'s second group of parameters is one more launch of the optimizer). `ARM_OF` has every
+row of `tuned_comparison` but those that are there for their rank. PiSSA's and LoRA-XS's starts are drawn, not computed from W: a step takes the time it takes whatever
 they are, and what a start costs once is no part of it.
 
 *Memory* is the arm's, all of it, less the frozen base's weights in bf16: what is trained, the optimizer's state, activations
@@ -35,6 +36,8 @@ frozen base, DoRA 1.40, PEFT's DoRA 1.91. Eager, if not said otherwise:
   are a third more of the base's products, and AdamW moves 28 bytes a number. Head only takes between a third and a half.
 - *Few numbers are no short step.* VeRA trains 61 times fewer numbers than LoRA on Llama's layer and 11 times fewer on
   MiniLM's. Its step is in no cell the shorter one, compiled ones included: the products are of its rank, 256.
+- *Rank*, MiniLM, 2048 × 64, whose layers are 384 wide. From rank 1 to 16 LoRA's time changes by at most a twentieth; at 256 its
+  products are as many multiplications as the frozen layers', and it takes at least a quarter longer than at 1.
 - *MiniLM, 32 × 64*, where a GPU waits for its host: kernels are what counts, so full takes less than every adapter.
 - *Memory kept, Llama.* Full − LoRA: 12 bytes a number, 1.57 GiB, within a tenth. LoRA − frozen base: the inputs of its
   layers, 0.29 GiB, within a quarter. Of that difference LoRA-XS and VeRA, whose A is fixed and which keep no inputs, have
@@ -48,11 +51,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..adapters import DoRA, LoRA, LoRAXS, MoSLoRA, VeRA
+from ..adapters import DoRA, LoRA, LoRAXS, MoSLoRA, Spec, VeRA
 from ..targets import find_targets
 from .engine import step
 from .engine.step import BASE, SHAPES, Builder, Shape, ours, theirs
-from .tuned_comparison import FULL, HEAD, LORA
+from .tuned_comparison import FULL, HEAD, LORA, SCALINGS, rank_of
 
 TIMED = True  # two runs differ
 PEFT = ("PEFT LoRA", "PEFT DoRA", "PEFT VeRA")
@@ -70,6 +73,7 @@ class Settings:
         shapes: of `SHAPES`, measured eager, with all arms.
         compiled_shapes: measured under `torch.compile`, which takes each arm some seconds, without PEFT's.
         xs, vera: the ranks of LoRA-XS and of VeRA.
+        ranks, dora_ranks: at which LoRA and DoRA are measured besides.
         rounds, round_steps: how many rounds, and of how many steps.
     """
 
@@ -77,6 +81,8 @@ class Settings:
     compiled_shapes: tuple[str, ...] = ("MiniLM, 2048 × 64", "Llama-2-7B, 4 × 2048")
     xs: int = 16
     vera: int = 256
+    ranks: tuple[int, ...] = (1, 4, 16, 64, 256)
+    dora_ranks: tuple[int, ...] = (16,)
     rounds: int = 7
     round_steps: int = 4
 
@@ -85,13 +91,13 @@ class Settings:
             raise ValueError(f"shapes must be of {list(SHAPES)}, not {sorted(unknown)}")
 
 
-QUICK = Settings(shapes=("small bert", "small llama"), compiled_shapes=(), xs=4, vera=16, rounds=2, round_steps=1)
+QUICK = Settings(shapes=("small bert", "small llama"), compiled_shapes=(), xs=4, vera=16, ranks=(2,), dora_ranks=(), rounds=2, round_steps=1)
 
 
 def arms(settings: Settings, compiled: bool = False) -> dict[str, Builder]:
     """What is measured, by name."""
     vera = VeRA(settings.vera)
-    found = {
+    found: dict[str, Builder] = {
         BASE: lambda model, shape: model,
         HEAD: lambda model, shape: WithoutGradient(model),
         LORA: ours(LoRA),
@@ -110,7 +116,14 @@ def arms(settings: Settings, compiled: bool = False) -> dict[str, Builder]:
             r=shape.rank, lora_alpha=shape.rank, target_modules=shape.targets, use_dora=True)),
         PEFT[2]: theirs(lambda peft, shape: peft.VeraConfig(r=settings.vera, target_modules=shape.targets)),
     }
-    return {name: build for name, build in found.items() if not (compiled and name in PEFT)}
+    found |= {f"{LORA} {rank}": of_rank(LoRA(rank)) for rank in settings.ranks}
+    found |= {f"DoRA {rank}": of_rank(DoRA(LoRA(rank))) for rank in settings.dora_ranks}
+    return {name: build for name, build in found.items() if not compiled or name not in PEFT and not rank_of(name)}
+
+
+def of_rank(spec: Spec) -> Builder:
+    """The spec as it is, whatever the layer's own rank."""
+    return ours(lambda rank: spec)
 
 
 class WithoutGradient(nn.Module):
@@ -159,8 +172,13 @@ def cost(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_method(table: pd.DataFrame) -> pd.DataFrame:
-    """`cost` for each row of `tuned_comparison`, by its name in `row`, and of rsLoRA at LoRA's rank; `arm` is what was
-    measured. The order is that of shapes, then of `ARM_OF`."""
-    rows = pd.DataFrame({"row": list(ARM_OF), "arm": list(ARM_OF.values())})
-    found = [rows.merge(cell, on="arm", how="left") for _, cell in cost(table).groupby(["shape", "compiled"], sort=False)]
+    """`cost` for each row of `tuned_comparison`, by its name in `row`; `arm` is what was measured. "rsLoRA" is that of LoRA's
+    rank; at other ranks it is called as there, "rsLoRA 64". The order is that of shapes, then of rows."""
+    arms_of = dict(ARM_OF)
+    for arm in table["arm"].unique():
+        if rank := rank_of(arm):
+            name = arm.removesuffix(f" {rank}")
+            arms_of |= {f"{each} {rank}": arm for each in (SCALINGS if name == LORA else (name,))}
+    rows = pd.DataFrame({"row": list(arms_of), "arm": list(arms_of.values())})
+    found = [rows.merge(cell, on="arm") for _, cell in cost(table).groupby(["shape", "compiled"], sort=False)]
     return pd.concat(found, ignore_index=True)
