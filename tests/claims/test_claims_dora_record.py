@@ -111,24 +111,10 @@ def test_wrong_parts_are_found(monkeypatch):
         rec.pooled_by_parts()
 
 
-# What a claim does when the record is another
+# What a claim does when the record is another, by the fixture `changed`
 
 CACHED = (rec.directions, rec.correlations, rec.contrasts, rec.moved, rec.parts_by_run, rec.by_kind, rec.detach, rec.differences,
           rec.cells, rec.costs, rec.saved)  # fmt: skip
-
-
-@pytest.fixture
-def changed(monkeypatch):
-    """Puts another table in a record's place, and what was kept of the true one out of sight."""
-
-    def change(table):
-        for kept in CACHED:
-            kept.cache_clear()
-        monkeypatch.setattr("deltaw.results.load", lambda name: table)
-
-    yield change
-    for kept in CACHED:
-        kept.cache_clear()
 
 
 def test_exchanged_methods_are_found(changed):

@@ -108,25 +108,9 @@ def test_a_wrong_statement_is_found_out(check, wrong):
         check(*wrong)
 
 
-# What a claim does when the record is another
+# What a claim does when the record is another, by the fixture `changed`
 
 CACHED = (rec.record, rec.differences, rec.rates, rec.pair, rec.training, rec.factors)
-
-
-@pytest.fixture
-def changed(monkeypatch):
-    """Puts another table in the record's place, and what was kept of the true one out of sight."""
-    true = rec.record()
-
-    def change(table):
-        for kept in CACHED:
-            kept.cache_clear()
-        table.attrs = true.attrs
-        monkeypatch.setattr("deltaw.results.load", lambda name: table)
-
-    yield change
-    for kept in CACHED:
-        kept.cache_clear()
 
 
 def test_exchanged_rows_are_found(changed):

@@ -1,4 +1,6 @@
-"""What the claims draw, and how they compare it."""
+"""What the claims draw, how they compare it, and how they show it."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,3 +23,9 @@ def largest(ones: list[Tensor], others: list[Tensor]) -> float:
         ValueError: if one is longer than the other.
     """
     return max(apart(one, other) for one, other in zip(ones, others, strict=True))
+
+
+def shown(found: Any, all_rows: bool = False, digits: int = 3) -> str:
+    """A difference with its interval, as `verdicts.compare` has them in a row: simultaneous if of all rows."""
+    low, high = (found.low_all, found.high_all) if all_rows else (found.low, found.high)
+    return f"{found.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

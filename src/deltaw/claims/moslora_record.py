@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..tasks.task import Batch, Task
 from . import claim, require
-from .measure import draw, largest
+from .measure import draw, largest, shown
 from .moslora import paired, same_loss
 from .two_forms import RANK, any_mixer, run, start_of_a
 
@@ -114,12 +114,6 @@ def lag(task: str, row: str) -> "pandas.Series":
     runs = record().rename(columns={"row": "name", "train_loss": "loss"})
     found = same_loss(runs[(runs.task == task) & (runs.phase == "coarse")], row, LORA)
     return found[found.index < 0.75 * rates().rate[task, LORA]]
-
-
-def shown(found: Any, all_rows: bool = False, digits: int = 3) -> str:
-    """A difference with its interval, simultaneous if of all rows."""
-    low, high = (found.low_all, found.high_all) if all_rows else (found.low, found.high)
-    return f"{found.difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

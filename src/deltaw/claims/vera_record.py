@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from . import claim, require
+from .measure import shown
 
 if TYPE_CHECKING:
     import pandas
@@ -100,11 +101,6 @@ def held() -> "pandas.DataFrame":
                   if buffer.dim() == 2}  # fmt: skip
         found[f"{type(spec).__name__} {spec.rank}"] = int(dw.count(model).loc["(total)", "trainable"]), sum(frozen.values())
     return pandas.DataFrame(found, index=["trained", "frozen"]).T
-
-
-def shown(found: Any) -> str:
-    """A difference with its interval."""
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ from torch import nn
 from ..adapters import DoRA, LoRA, LoRAXS, MoSLoRA, Spec, VeRA
 from ..targets import find_targets
 from .engine import step
-from .engine.step import BASE, SHAPES, Builder, Shape, ours, theirs
+from .engine.step import BASE, SHAPES, Builder, Shape, ours, peft_lora, theirs
 from .tuned_comparison import FULL, HEAD, LORA, SCALINGS, rank_of
 
 TIMED = True  # two runs differ
@@ -110,10 +110,8 @@ def arms(settings: Settings, compiled: bool = False) -> dict[str, Builder]:
         "VeRA": ours(lambda rank: vera),
         "DVoRA": ours(lambda rank: DoRA(vera)),
         FULL: in_place,
-        PEFT[0]: theirs(lambda peft, shape: peft.LoraConfig(
-            r=shape.rank, lora_alpha=shape.rank, target_modules=shape.targets)),
-        PEFT[1]: theirs(lambda peft, shape: peft.LoraConfig(
-            r=shape.rank, lora_alpha=shape.rank, target_modules=shape.targets, use_dora=True)),
+        PEFT[0]: peft_lora(),
+        PEFT[1]: peft_lora(use_dora=True),
         PEFT[2]: theirs(lambda peft, shape: peft.VeraConfig(r=settings.vera, target_modules=shape.targets)),
     }
     found |= {f"{LORA} {rank}": of_rank(LoRA(rank)) for rank in settings.ranks}

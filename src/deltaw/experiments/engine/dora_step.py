@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from ...adapters import Adapter, DoRA, Layer, LoRA
 from ...adapters.dora import DoRAAdapter
 from . import step
-from .step import BASE, Builder, Shape, ours, theirs
+from .step import BASE, Builder, Shape, ours, peft_lora
 
 DETACHED, EXACT = "DoRA", "DoRA, exact gradient"
 FORMED, FORMED_EXACT = "formed norm", "formed norm, exact gradient"
@@ -39,11 +39,6 @@ def formed_norm(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight + (up @ down).to(weight.dtype), dim=-1)
 
 
-def peft_dora(in_bf16: bool) -> Builder:
-    return theirs(lambda peft, shape: peft.LoraConfig(r=shape.rank, lora_alpha=shape.rank, target_modules=shape.targets,
-                                                      use_dora=True), in_bf16)
-
-
 ARMS: dict[str, Builder] = {
     BASE: lambda model, shape: model,
     "LoRA": ours(LoRA),
@@ -51,8 +46,8 @@ ARMS: dict[str, Builder] = {
     EXACT: ours(lambda rank: DoRA(LoRA(rank), detach_norm=False)),
     FORMED: ours(lambda rank: FormedDoRA(LoRA(rank))),
     FORMED_EXACT: ours(lambda rank: FormedDoRA(LoRA(rank), detach_norm=False)),
-    "PEFT DoRA": peft_dora(in_bf16=False),
-    "PEFT DoRA bf16": peft_dora(in_bf16=True),
+    "PEFT DoRA": peft_lora(use_dora=True),
+    "PEFT DoRA bf16": peft_lora(in_bf16=True, use_dora=True),
 }
 
 

@@ -76,13 +76,14 @@ def run(
     if done < len(cells):
         path.parent.mkdir(parents=True, exist_ok=True)
         own, place = sitting(device), None
-        front = list(dict.fromkeys(key for cell in cells for key in cell))
         hidden = None if progress is None else not progress  # tqdm takes None for "on a terminal only"
         bar = tqdm(total=len(cells), desc=name, initial=done, unit="cell", leave=False, disable=hidden)
         with bar, torch.cuda.device(device) if device != "cpu" else nullcontext():
             for number, cell in enumerate(cells):
+                if cell in record.finished(manifest):
+                    continue
                 with record.claimed(path, number) as free:
-                    table, manifest = record.resume(path, planned, cells)
+                    table, manifest = record.resume(path, planned, cells)  # another process may have come further
                     if not free or cell in record.finished(manifest):
                         continue
                     started = time.perf_counter()
@@ -94,7 +95,7 @@ def run(
                         ended = time.perf_counter()
                         own["seconds"] = round(ended - began, 3)
                         table, manifest, place = record.add(
-                            path, planned, cells, own, place, cell, rows, ended - started, front)
+                            path, planned, cells, own, place, cell, rows, ended - started)
                     except Exception as error:
                         error.add_note(f"(in the cell {cell} of {name}; the cells before it are kept)")
                         raise

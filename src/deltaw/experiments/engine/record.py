@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import filelock
     import pyarrow
 
 FORMAT = 1
@@ -67,8 +68,9 @@ def resume(path: Path, planned: dict[str, Any], cells: list[dict]) -> "tuple[pya
         fresh = {"format": FORMAT, **planned, "complete": False, "seconds": 0.0, "sha256": None, "cells": [], "sittings": []}
         return None, fresh
     table, manifest = read(path)
-    there = {key: manifest.get(key) for key in planned} | {"cells": dict(enumerate(finished(manifest)))}
-    here = planned | {"cells": dict(enumerate(cell for cell in cells if cell in finished(manifest)))}
+    done = finished(manifest)
+    there = {key: manifest.get(key) for key in planned} | {"cells": dict(enumerate(done))}
+    here = planned | {"cells": dict(enumerate(cell for cell in cells if cell in done))}
     if differing := list(_differing(there, here)):
         raise Refused(f"{path} is the record of another run ({'; '.join(differing[:8])}): move it away, or write elsewhere")
     content = _json(manifest).encode()
@@ -82,22 +84,24 @@ def finished(manifest: dict[str, Any]) -> list[dict]:
     return [each["cell"] for each in manifest["cells"]]
 
 
-@contextmanager
-def claimed(path: Path, number: int | None) -> Iterator[bool]:
-    """Is the cell of this number free for this process? While the block runs it is no other's; one that dies frees it.
+def _lock(path: Path, what: str) -> "filelock.BaseFileLock":
+    """A lock of the record's, not yet taken, which a process that dies lets go of."""
+    import filelock
 
-    Args:
-        path: where the record is, or will be.
-        number: the cell's; None is the record itself, for whose release this waits.
-    """
-    from filelock import FileLock, Timeout
-
-    # The locks lie with what is temporary: the folder of records stays clean, and they need hold on one machine only.
+    # It lies with what is temporary: the folder of records stays clean, and it need hold on one machine only.
     folder = Path(tempfile.gettempdir()) / f"deltaw-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / f"{'record' if number is None else number}.lock", timeout=-1 if number is None else 0)
+    return filelock.FileLock(folder / f"{what}.lock")
+
+
+@contextmanager
+def claimed(path: Path, number: int) -> Iterator[bool]:
+    """Is the cell of this number free for this process? While the block runs it is no other's; one that dies frees it."""
+    from filelock import Timeout
+
+    lock = _lock(path, str(number))
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
@@ -109,7 +113,7 @@ def claimed(path: Path, number: int | None) -> Iterator[bool]:
 
 def add(
     path: Path, planned: dict[str, Any], cells: list[dict], sitting: dict[str, Any], place: int | None, cell: dict,
-    rows: list[dict], seconds: float, front: list[str],
+    rows: list[dict], seconds: float,
 ) -> "tuple[pyarrow.Table, dict[str, Any], int]":
     """A finished cell written into the record, at its place among those that are there by now.
 
@@ -117,17 +121,17 @@ def add(
         path, planned, cells: as in `resume`.
         sitting: this process's entry; place: where it is among the record's, None if it is not there yet.
         cell, rows, seconds: what was measured.
-        front: as in `with_rows`.
 
     Returns:
         The table, the manifest, and the sitting's place.
     """
-    with claimed(path, None):
+    with _lock(path, "record"):
         table, manifest = resume(path, planned, cells)
         sittings, entries = manifest["sittings"], manifest["cells"]
         place = len(sittings) if place is None else place
         sittings[place:place + 1] = [sitting]
         before = [each for each in entries if cells.index(each["cell"]) < cells.index(cell)]
+        front = list(dict.fromkeys(key for each in cells for key in each))
         table = with_rows(table, rows, front, sum(each["rows"] for each in before))
         entry = {"cell": cell, "rows": len(rows), "seconds": round(seconds, 3), "sitting": place}
         manifest["cells"] = [*before, entry, *entries[len(before):]]

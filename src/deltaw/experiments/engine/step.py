@@ -87,6 +87,12 @@ def theirs(config: Callable[[types.ModuleType, Shape], Any], in_bf16: bool = Fal
     return build
 
 
+def peft_lora(in_bf16: bool = False, **options) -> Builder:
+    """PEFT's LoRA of the shape's rank, s = 1; `options` are its `LoraConfig`'s."""
+    return theirs(lambda peft, shape: peft.LoraConfig(r=shape.rank, lora_alpha=shape.rank, target_modules=shape.targets,
+                                                      **options), in_bf16)
+
+
 def costs(arms: Mapping[str, Builder], shape: Shape, compiled: bool, rounds: int, steps: int, device: str) -> list[dict]:
     """A row an arm and round: arm, round, ms a step, `graphs` that were compiled on the way (none, or the time is not the
     step's); and of the arm, how many numbers it trains (`parameters`), the bytes of the optimizer's state, and in GiB above
