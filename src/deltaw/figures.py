@@ -3,11 +3,13 @@
 Figures are drawn on a light ground, which they keep in the dark theme.
 """
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas
+    from IPython.display import HTML
     from matplotlib.axes import Axes
 
 # Okabe and Ito's palette: told apart by readers who do not tell red from green, and in grey.
@@ -139,6 +141,24 @@ def symmetry(table: "pandas.DataFrame", ax: "Axes | None" = None) -> "Axes":
     ax.grid(False)
     ax.spines[:].set_visible(False)
     return ax
+
+
+def roomy(table: "pandas.DataFrame", size: float = 0.85, breaks: Iterable[str] = (" [",)) -> "HTML":
+    """A table for a page: room between its columns, no line broken but where it may be, scrolled on a phone.
+
+    Args:
+        table: of text or numbers; HTML in it stays HTML.
+        size: of the letters, the page's being 1.
+        breaks: before what a new line begins, in place of its space; the default puts intervals on their own line.
+    """
+    from IPython.display import HTML
+
+    page = table.to_html(border=0, escape=False)
+    for text in breaks:
+        page = page.replace(text, f"<br>{text.lstrip()}")
+    room = "padding: 0.2em 0.3em; text-align: right; white-space: nowrap"
+    page = re.sub(r"<(th|td)\b", rf'<\1 style="{room}"', page)
+    return HTML(f'<div style="font-size: {size}em; overflow-x: auto">{page}</div>')
 
 
 def _axes(ax: "Axes | None") -> "Axes":

@@ -107,6 +107,16 @@ def test_at_one_rate_is_the_mean_of_the_tasks_measures():
     assert found.to_numpy() == pytest.approx((means["A"] - means["B"])[found.index].to_numpy(), abs=6e-4)
 
 
+def test_on_code_the_families_are_the_experiments():
+    from deltaw import results
+    from deltaw.experiments import tuned_further
+
+    new, found = results.load("tuned_further"), dyn.on_code()
+    assert found.index.is_unique and set(tuned_further.wanted(new)) <= set(found.index)
+    assert {row for row in new.row.unique() if row not in ("LoRA", tuned_further.BASE)} <= set(found.index.get_level_values("row"))
+    assert dyn.rates_on_code()["LoRA"] in new.rate.unique()
+
+
 # What a claim does when it is wrong
 
 
@@ -162,6 +172,8 @@ WRONG = [
     pytest.param(dyn.text_larger_rate, ("mean", 0.5), id="text-larger-rate-of-the-other-start"),
     pytest.param(dyn.text_same_rate, ("B", "A"), id="text-same-rate-the-other-way-round"),
     pytest.param(dyn.text_same_rate, ("A", "B", 0.002), id="text-same-rate-at-a-large-rate"),
+    pytest.param(dyn.code_variance, ("Init[B]", "Init[B], 1/n"), id="code-variance-the-other-way-round"),
+    pytest.param(dyn.code_variance, ("rsLoRA 8",), id="code-variance-of-another-equivalent-row"),
 ]
 
 
@@ -173,6 +185,15 @@ def test_lora_plus_is_counted_among_the_exponents(monkeypatch):
     monkeypatch.setattr(dyn, "fitted", lambda: table.assign(exponent=table.exponent.where(~plus, table.theory)))
     with pytest.raises(ClaimFailed, match="LoRA"):
         dyn.record_exponents()
+
+
+@pytest.mark.parametrize("column, value", [("difference", -0.05), ("verdict", "worse")])
+def test_a_start_between_the_two_on_code_is_found(monkeypatch, column, value):
+    table = dyn.on_code().copy()
+    table.loc[("Init[B], 1/n", "LoRA"), column] = value
+    monkeypatch.setattr(dyn, "on_code", lambda: table)
+    with pytest.raises(ClaimFailed):
+        dyn.code_variance()
 
 
 @pytest.mark.parametrize("check, wrong", WRONG)

@@ -99,6 +99,10 @@ WRONG = [
     pytest.param(rec.mixers_rank, (2, 50), id="effective-rank-too-few-draws-of-small-mixers"),
     pytest.param(rec.uneven, (32, "even"), id="uneven-of-the-even"),
     pytest.param(rec.uneven, (4,), id="uneven-for-a-target-of-rank-4"),
+    pytest.param(rec.evened_on_code, (rec.EVEN[0],), id="evened-on-code-of-lora's-size"),
+    pytest.param(rec.evened_on_code, (rec.UNEVEN,), id="evened-on-code-of-the-uneven"),
+    pytest.param(rec.start_on_code, (rec.EVEN[2],), id="start-on-code-of-the-evened"),
+    pytest.param(rec.start_on_code, (rec.UNEVEN,), id="start-on-code-of-kaiming"),
 ]
 
 
@@ -173,3 +177,22 @@ def test_another_identity_is_found(changed):
     changed(table)
     with pytest.raises(ClaimFailed, match="largest difference"):
         rec.identity()
+
+
+@pytest.mark.parametrize("check", [rec.evened_on_code, rec.start_on_code])
+def test_records_that_cannot_be_compared_are_found(monkeypatch, check):
+    """As if LoRA's runs in the two records were not the same."""
+    apart = rec.bridge().assign(report_apart=0.001)
+    monkeypatch.setattr(rec, "bridge", lambda: apart)
+    with pytest.raises(ClaimFailed, match="the two records"):
+        check()
+
+
+@pytest.mark.parametrize("check, row", [(rec.evened_on_code, rec.EVEN[2]), (rec.start_on_code, rec.EVEN[1])])
+@pytest.mark.parametrize("column, value", [("difference", 0.02), ("verdict", "not separable")])
+def test_another_mean_or_verdict_on_code_is_found(monkeypatch, check, row, column, value):
+    table = rec.on_code().copy()
+    table.loc[row, column] = value
+    monkeypatch.setattr(rec, "on_code", lambda: table)
+    with pytest.raises(ClaimFailed, match=row):
+        check()

@@ -6,7 +6,8 @@ rules for exponents. v = Θ(n^γ) is written γ[v]; sizes are of a typical entry
 
     Z_A = A z    Z_B = B A z    ΔZ_B = B ΔZ_A + ΔB Z_A + ΔB ΔZ_A = δ¹ + δ² + δ³
 
-What is measured in networks of growing width is in the record of the experiment `init_width`, on MiniLM in `init_text`.
+What is measured in networks of growing width is in the record of the experiment `init_width`, on MiniLM in `init_text`, on code
+in `tuned_comparison` and `tuned_further`.
 """
 
 import math
@@ -20,7 +21,7 @@ from torch import Tensor
 from . import claim, require
 from .initialization import SIGN_LIKE, Optimizer, Rates, adapted, problem, train
 from .initialization import start as drawn_start
-from .measure import apart, draw, largest
+from .measure import apart, draw, largest, shown
 
 if TYPE_CHECKING:
     import pandas
@@ -828,3 +829,51 @@ def text_same_rate(slow: str = "A", fast: str = "B", at_most: float = 0.001) -> 
     broken = (lost > 0.1).groupby(level="start").sum()
     require(broken[fast] == 3 and broken[slow] == 1, f"{found}")
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On code: the records of tuned_comparison and tuned_further, whose rows are tuned alike
+
+
+@lru_cache(maxsize=1)
+def on_code() -> "pandas.DataFrame":
+    """Every difference on code that was fixed before one of the two, by row and reference: `two_level.compare`'s columns, in three
+    families. Over seeds and examples, in nats a token, of which less is better."""
+    import pandas
+
+    from deltaw import results
+    from deltaw.experiments import tuned_comparison, tuned_further
+
+    new, main = results.load("tuned_further"), results.load("tuned_comparison")
+    families = [tuned_comparison.against_lora(main[main.task == tuned_comparison.CODE]),
+                tuned_further.against_lora(new, main), tuned_further.pairs(new, main)]  # fmt: skip
+    return pandas.concat(families).set_index(["row", "reference"])
+
+
+@lru_cache(maxsize=1)
+def rates_on_code() -> dict[str, float]:
+    """Each row's chosen rate."""
+    from deltaw import results
+    from deltaw.experiments import tuned_further
+    from deltaw.experiments.engine import verdicts
+
+    return verdicts.rates(tuned_further.joined(results.load("tuned_further"), results.load("tuned_comparison")))
+
+
+@claim("dynamics-code-variance", "On code Init[B] with the variance 1/(3·out) is between the usual Init[B] and Init[A], each at its own rate.",
+       f"{BOOK}, fixed before the record", "does not hold", "measured at this scale")  # fmt: skip
+def code_variance(start: str = "Init[B], 1/n", usual: str = "Init[B]", other: str = "LoRA") -> dict[str, Any]:
+    """It is equivalent to Init[A], within 0.01 nats: −0.0034 [−0.0070, 0.0002]. The usual Init[B], from the same draws √(out/r)
+    times as large, is behind by 0.110 [0.095, 0.126]. One decoder, rank 8."""
+    table, rates = on_code(), rates_on_code()
+    pairs = {f"{one} − {another}": table.loc[(one, another)] for one, another in ((start, other), (usual, other), (start, usual))
+             if (one, another) in table.index}  # fmt: skip
+    found = {name: f"{shown(one, True, 4)}: {one.verdict}" for name, one in pairs.items()}
+    require(len(pairs) == 3, f"not in the records: {found}")
+    level, behind, ahead = pairs.values()
+    require(level.verdict == "equivalent", f"{found}")
+    require([round(level[end], 4) for end in ("difference", "low_all", "high_all")] == [-0.0034, -0.0070, 0.0002], f"{found}")
+    require(behind.verdict == "worse" and ahead.verdict == "better", f"{found}")
+    require([round(behind[end], 3) for end in ("difference", "low_all", "high_all")] == [0.110, 0.095, 0.126], f"{found}")
+    require(rates[start] == rates[other] > rates[usual], f"rates {rates}")
+    return found | {"rates": {row: rates[row] for row in (other, start, usual)}}
