@@ -1,26 +1,33 @@
-"""That a wrong number makes each claim of chapter 8 fail; and its helpers and the decision card on tables of known answers."""
+"""That a wrong number makes each claim of chapter 8 fail, and its helpers on tables of known answers."""
 
-import struct
-
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from deltaw import claims, decision_card
-from deltaw.claims import ClaimFailed, comparison
-from deltaw.results import Manifest
+from deltaw.claims import ClaimFailed, comparison, comparison_card, comparison_rates, comparison_tasks
 
 WRONG = [
     (comparison.tuned, {"allowed": 1}), (comparison.room, {"without": "sst2"}), (comparison.half_widths, {"bar": 0.02}),
-    (comparison.grid, {"least": 0.001}), (comparison.equivalent, {"beyond": ("Init[B]", "PiSSA")}),
+    (comparison.half_widths_text, {"bar": 0.005}), (comparison.bridge, {"share": 0.001}),
+    (comparison.equivalent, {"beyond": ("Init[B]", "PiSSA")}),
     (comparison.dora, {"row": "full"}), (comparison.orthogonal, {"row": "DoRA"}), (comparison.mixer, {"row": "DoRA"}),
+    (comparison.mixer_start, {"row": "MoSLoRA, evened"}), (comparison.mixer_evened, {"row": "rsLoRA 8"}),
     (comparison.lora_plus, {"row": "PiSSA"}), (comparison.pissa, {"row": "LoRA+"}), (comparison.init, {"row": "PiSSA"}),
-    (comparison.full, {"row": "DoRA"}), (comparison.few, {"least": 0.3}), (comparison.head_last, {"other": "VeRA"}),
-    (comparison.pairs, {"apart": 72}), (comparison.one_rate, {"rate": 0.00316}), (comparison.rate_matters, {"row": "full"}),
-    (comparison.rank_first, {"row": "LoRA 4"}), (comparison.rank_full, {"row": "rsLoRA 64"}),
-    (comparison.rs_equivalent, {"upto": 64}), (comparison.rs_rates, {"spread": 3.0}), (comparison.one_knob, {"right": 1.1}),
-    (comparison.longer, {"rows": comparison.COARSE | {"DoRA r8": "Init[B]"}}), (comparison.text_few, {"row": "LoRA-XS"}), (comparison.text_xs, {"row": "VeRA"}), (comparison.card_gap, {"ends": (0.5, 1.0)}),
-    (comparison.card_rates, {"ends": (1.6, 1.7)}), (comparison.card_choice, {"column": "rate"})]  # fmt: skip
+    (comparison.init_variance, {"row": "LoRA 2"}), (comparison.full, {"row": "DoRA"}), (comparison.few, {"least": 0.3}),
+    (comparison.head_last, {"other": "VeRA"}), (comparison.pairs, {"apart": 72}),
+    (comparison_rates.grid, {"least": 0.001}), (comparison_rates.one_rate, {"rate": 0.00316}),
+    (comparison_rates.rate_matters, {"row": "full"}), (comparison_rates.rank_first, {"row": "LoRA 4"}),
+    (comparison_rates.dora_rank, {"most": 0.005}), (comparison_rates.dora_rs, {"row": "LoRA 1"}),
+    (comparison_rates.rank_one, {"row": "DoRA 16"}), (comparison_rates.rank_full, {"row": "rsLoRA 64"}),
+    (comparison_rates.rs_equivalent, {"upto": 64}), (comparison_rates.rs_rates, {"spread": 3.0}),
+    (comparison_rates.one_knob, {"right": 1.1}), (comparison_tasks.text, {"same": 27}), (comparison_tasks.digits, {"row": "VeRA"}),
+    (comparison_tasks.text_few, {"row": "LoRA-XS"}), (comparison_tasks.text_xs, {"row": "VeRA"}),
+    (comparison_tasks.longer, {"turned": 2}), (comparison_tasks.longer_rank, {"row": "DoRA r8"}),
+    (comparison_tasks.forgotten, {"rate": 0.01}), (comparison_card.card_gap, {"ends": (0.5, 1.0)}),
+    (comparison_card.card_rates, {"ends": (1.6, 1.7)}), (comparison_card.card_choice, {"column": "rate"}),
+    (comparison_card.card_cost, {"times": (1.0, 2.0)})]  # fmt: skip
 
 
 @pytest.mark.parametrize(("check", "wrong"), WRONG, ids=lambda each: getattr(each, "__name__", ""))
@@ -32,7 +39,7 @@ def test_a_wrong_statement_fails(check, wrong):
 
 def test_every_claim_is_checked_here():
     known = {one.check for one in claims.all_claims() if one.id.startswith("comparison-")}
-    assert known == {check for check, _ in WRONG} | {comparison.text}
+    assert known == {check for check, _ in WRONG}
 
 
 def test_text_fails_if_a_pair_is_told_apart(monkeypatch):
@@ -40,9 +47,31 @@ def test_text_fails_if_a_pair_is_told_apart(monkeypatch):
     of = (table["task"] == "sst2") & (table["row"] == "DoRA") & (table["reference"] == "LoRA")
     assert of.sum() == 1
     table.loc[of, "verdict"] = "better"
-    monkeypatch.setattr(comparison, "analysis", lambda name: table)
+    monkeypatch.setattr(comparison_tasks, "analysis", lambda name: table)
     with pytest.raises(ClaimFailed, match="DoRA"):
-        comparison.text()
+        comparison_tasks.text()
+
+
+def test_longer_fails_if_the_order_is_another(monkeypatch):
+    table = comparison_tasks.adapted().copy()
+    of = (table["size"] == "10m") & (table["stage"] == "long") & (table["method"] == "DoRA r8")
+    assert of.sum() == 1
+    table.loc[of, "target"] = 2.4
+    monkeypatch.setattr(comparison_tasks, "adapted", lambda: table)
+    with pytest.raises(ClaimFailed, match="10m"):
+        comparison_tasks.longer()
+
+
+def test_only_what_was_fixed_before_is_a_new_pair():
+    assert comparison.new_pair("DoRA 16", "LoRA 16", "better").difference < 0
+    with pytest.raises(ClaimFailed, match="rsLoRA 16"):
+        comparison.new_pair("DoRA 16", "rsLoRA 16", "better")
+
+
+def test_the_two_records_are_one_on_code():
+    rows = comparison.all_rows()
+    assert len(rows) == 28 and rows.index.is_unique and not {"frozen base"} & set(rows.index)
+    assert (rows.loc[comparison.on("code_lm", "reported").index, "report"] == comparison.on("code_lm", "reported").report).all()
 
 
 def test_the_lowest_point_between_rates(monkeypatch):
@@ -51,80 +80,17 @@ def test_the_lowest_point_between_rates(monkeypatch):
     table = pd.DataFrame([
         {"task": "code_lm", "row": "a", "phase": "fine", "rate": rate, "seed": seed, "stopped": "",
          "tune/loss": 2 + np.log(rate / best) ** 2} for rate in rates for seed in range(3)])
-    monkeypatch.setattr(comparison, "code", lambda: table)
-    assert comparison.between_rates()["a"] == pytest.approx(np.log(2**0.125) ** 2)
+    monkeypatch.setattr(comparison_rates, "all_code", lambda: table)
+    assert comparison_rates.between_rates()["a"] == pytest.approx(np.log(2**0.125) ** 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The card
-
-
-SETTINGS = {"rank": 8, "xs": 16, "vera": 256, "code_steps": 125}
-ROWS = {"head only": (0, 3.0), "VeRA": (5, 2.6), "twin": (5, 2.601), "LoRA": (50, 2.2), "LoRA 4": (25, 2.4), "full": (1000, 2.0)}
-
-
-@pytest.fixture
-def record():
-    random, found = np.random.default_rng(0), []
-    order = random.normal(0, 0.01, 10)  # seeds move all rows alike
-    for row, (parameters, loss) in ROWS.items():
-        known = {"task": "code_lm", "row": row, "parameters": parameters, "with_head": parameters or 4_194_304, "scale": "s", "stopped": ""}
-        found += [known | {"phase": "coarse", "rate": rate, "seed": 100, "tune/loss": loss + off}
-                  for rate, off in ((0.001, 0.02), (0.002, 0.0), (0.004, 0.02))]
-        for seed in range(10):
-            blocks = loss + order[seed] + np.linspace(-0.5, 0.5, 32) + random.normal(0, 0.001, 32)
-            found.append(known | {"phase": "report", "rate": 0.002, "seed": seed, "report/loss": blocks.mean(),
-                                  "report/blocks": " ".join(map(str, blocks))})
-    table = pd.DataFrame(found)
-    table.attrs["manifest"] = Manifest(settings=SETTINGS)
-    return table
-
-
-def test_each_budget_gets_its_lowest_row(record):
-    card = decision_card.budgets(record, (0.01, 0.03, 1.0))
-    assert card["row"].tolist() == ["VeRA", "LoRA 4", "full"] and card["budget"].tolist() == ["up to 1 %", "up to 3 %", "up to 100 %"]
-    assert card["gap"].tolist() == pytest.approx([0.4, 0.6, 1.0], abs=2e-3)
-    assert card["label"].tolist() == ["VeRA, rank 256", "LoRA, rank 4", "full fine-tuning"]
-    assert card["equivalent"].tolist() == [("twin, rank 8",), (), ()] and card["unresolved"].tolist() == [(), (), ()]
-    assert card["lowest"].between(0.0013, 0.0015).all() and card["highest"].between(0.0027, 0.0029).all()
-    assert (card["unit"] == 0.002).all() and set(card["whose"]) == {"LoRA 8's"}
-    over = decision_card.budgets(record, (0.01, 0.03, 1.0), base=3.5)["gap"].tolist()
-    assert over == pytest.approx([0.6, 1.1 / 1.5, 1.0], abs=2e-3)
-    times = pd.DataFrame({"row": ["VeRA", "full"], "time": [1.2, 1.5]})
-    assert decision_card.budgets(record, (0.01, 0.03, 1.0), times)["time"].fillna(0).tolist() == [1.2, 0, 1.5]
-
-
-def test_footers_say_what_zero_is_and_what_was_not_tried(record):
-    first, second, third = decision_card.footers(record)
-    assert first == "Bars: 100 % is full fine-tuning; 0 % is the output matrix trained alone (4.2 M numbers), not the untrained base."
-    assert second == "Ranks run: LoRA 4 – 8; every other row at one only." and "125 updates" in third
-    assert decision_card.footers(record, 3.5)[0].endswith("0 % is the untrained base.")
-
-
-def test_what_the_card_cannot_do_without(record):
-    with pytest.raises(ValueError, match="within a budget of 0.10%"):
-        decision_card.budgets(record, (0.001, 1.0))
-    for row in ("full", "LoRA"):
-        rest = record[record["row"] != row]
-        rest.attrs = record.attrs
-        with pytest.raises(ValueError, match=f"lacks .'{row}'"):
-            decision_card.budgets(rest)
-
-
-def test_the_picture_has_its_size_whatever_is_written(record):
-    card = decision_card.budgets(record, (0.01, 0.03, 0.05, 0.1, 0.5, 1.0), pd.DataFrame({"row": ["VeRA"], "time": [1.2]}))
-    data = decision_card.png(decision_card.draw(card, ["A sentence. " * 12] * 2, decision_card.footers(record), "a source"))
-    assert data[:8] == b"\x89PNG\r\n\x1a\n" and struct.unpack(">II", data[16:24]) == (1080, 1920)
-
-
-def test_notes_name_what_is_behind_and_what_cannot_rank():
-    room = pd.DataFrame({"task": ["code_lm", "cola", "sst2"], "can_rank": [True, False, True]})
-    every = pd.DataFrame({"task": ["sst2"], "row": ["b"], "reference": ["a"], "verdict": ["worse"]})
-    lora = pd.DataFrame({"task": ["sst2", "sst2"], "row": ["c", "d"], "verdict": ["worse", "equivalent"]})
-    found = decision_card.notes(room, every, lora, ("a", "b"), ("c", "d"))
-    assert found == ["SST-2: of LoRA and 1 variants of its size 1 pairs are told apart.", "c: behind LoRA on SST-2.",
-                     "d: equivalent to LoRA on SST-2.", "CoLA cannot rank: too little is learnt."]
-
-
-def test_the_marks_are_claims():
-    assert {one for ids in decision_card.CLAIMS.values() for one in ids} <= {one.id for one in claims.all_claims()}
+def test_the_card_of_the_records_has_room_for_what_it_says():
+    room, every, against = (comparison.analysis(name) for name in ("headroom", "every_pair", "against_lora"))
+    sentences = decision_card.notes(room, every, against, comparison.SIZED, comparison.FEW)
+    footer = decision_card.footers(comparison.all_code(), comparison.frozen(), comparison_card.steps())
+    figure = decision_card.draw(comparison_card.card(), sentences, footer, "deltaw · records 01234567, 01234567, 01234567")
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    heights = sorted({round(text.get_position()[1], 3) for text in figure.axes[0].texts})
+    plt.close(figure)
+    assert max(box.x1 for box in boxes) <= 1080 - 30 and min(np.diff(heights)) >= 0.19 and max(heights) < 12.8

@@ -10,7 +10,7 @@ import deltaw as dw
 from deltaw.experiments import step_cost, tuned_comparison, tuned_further
 from deltaw.experiments.engine import step
 from deltaw.experiments.engine.step import BASE, SHAPES, base
-from deltaw.experiments.step_cost import ARM_OF, PEFT, PISSA, QUICK, XS, Settings, arms, by_method, cost
+from deltaw.experiments.step_cost import ARM_OF, PEFT, PISSA, QUICK, XS, Settings, arms, by_method, cost, kept_from_shapes
 from deltaw.experiments.tuned_comparison import FULL, HEAD, LORA
 
 SMALL = [SHAPES["small bert"], SHAPES["small llama"]]
@@ -175,6 +175,52 @@ def test_a_method_has_the_cost_of_its_arm():
     own = found["arm"].map(ms)  # of the row's arm
     for column, share in (("ratio", 10), ("parameters", 1), ("kept_gib", 100)):
         assert found[column].tolist() == pytest.approx((own / share).tolist())
+
+
+def test_two_arms_are_compared_in_the_same_round_where_both_are():
+    ms = {"a": {BASE: [1.0, 2.0, 4.0], LORA: [2.0, 6.0, 4.0]}, "b": {BASE: [1.0, 1.0, 1.0]}}
+    table = pd.DataFrame([
+        {"shape": shape, "compiled": False, "arm": arm, "round": i, "ms": value, "graphs": 0}
+        for shape, arms_ in ms.items() for arm, values in arms_.items() for i, value in enumerate(values)])
+    (row,) = step_cost.between(table, LORA, BASE).to_dict("records")
+    assert row == {"shape": "a", "compiled": False, "ratio": 2, "least": 1, "largest": 3, "added_ms": 1}
+    assert step_cost.between(table, LORA, "nobody").empty
+
+
+@pytest.mark.parametrize("shape", [*SMALL, LLAMA, MINILM], ids=lambda shape: f"{shape.family} {shape.width}")
+def test_sizes_are_those_of_the_layers(shape):
+    layers = dw.adapted_layers(dw.attach(base(shape, "meta"), dw.LoRA(2), targets=shape.targets)).values()
+    found = step_cost.sizes(shape)
+    assert (found.layers, found.tokens) == (len(layers), shape.batch * shape.length)
+    assert found.ins == sum(layer.in_features for layer in layers)
+    assert found.outs == sum(layer.out_features for layer in layers)
+    assert found.weights == sum(layer.weight.numel() for layer in layers)
+    assert found.widest == max(max(layer.weight.shape) for layer in layers)
+
+
+def test_what_is_kept_grows_by_inputs_outputs_and_products():
+    gib = 2**30
+    many, s = LLAMA._replace(length=2 * LLAMA.length), step_cost.sizes(LLAMA)
+
+    def for_tokens(arm):
+        return round((kept_from_shapes(arm, many) - kept_from_shapes(arm, LLAMA)) * gib / (2 * s.tokens))
+
+    assert for_tokens(FULL) == s.inputs == 4096 + 4096 + 11008
+    assert for_tokens(LORA) == s.inputs + 32 * s.layers and for_tokens("LoRA 4") == s.inputs + 4 * s.layers
+    assert (for_tokens(XS), for_tokens("VeRA")) == (16 * s.layers, 256 * s.layers)
+    for outer, inner in (("DoRA", LORA), ("DoRA(MoSLoRA)", LORA), ("DVoRA", "VeRA"), ("DoRA 16", "LoRA 16")):
+        assert for_tokens(outer) - for_tokens(inner) == s.outs
+    with pytest.raises(ValueError, match="PEFT LoRA"):
+        kept_from_shapes("PEFT LoRA", LLAMA)
+
+
+def test_the_count_stands_beside_what_is_kept_beyond_the_base():
+    table = pd.DataFrame([
+        {"shape": "Llama-2-7B, 4 × 2048", "compiled": compiled, "arm": arm, "round": 0, "ms": 1.0, "graphs": 0,
+         "parameters": 1, "optimizer_bytes": 8, "kept_gib": value, "peak_gib": value}
+        for compiled in (False, True) for arm, value in {BASE: 1.0, HEAD: 0.0, LORA: 1.5, "PEFT LoRA": 2.0}.items()])
+    (row,) = step_cost.kept(table).to_dict("records")
+    assert (row["arm"], row["measured"]) == (LORA, 0.5) and row["counted"] == kept_from_shapes(LORA, LLAMA)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

@@ -32,7 +32,12 @@ CHAPTERS = {
     "moslora_appendix": "07_moslora_appendix",
     "moslora_symmetry": "07_moslora_appendix",
     "appendix_record": "07_moslora_appendix",
+    "comparison": "08_comparison",
+    "comparison_rates": "08_comparison",
+    "comparison_tasks": "08_comparison",
+    "comparison_card": "08_comparison",
     "cost": "09_cost",
+    "step_cost": "09_cost",
 }
 SCOPES = ("proved", "measured at this scale")
 

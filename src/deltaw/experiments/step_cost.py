@@ -46,6 +46,7 @@ frozen base, DoRA 1.40, PEFT's DoRA 1.91. Eager, if not said otherwise:
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -180,3 +181,80 @@ def by_method(table: pd.DataFrame) -> pd.DataFrame:
     rows = pd.DataFrame({"row": list(arms_of), "arm": list(arms_of.values())})
     found = [rows.merge(cell, on="arm") for _, cell in cost(table).groupby(["shape", "compiled"], sort=False)]
     return pd.concat(found, ignore_index=True)
+
+
+def between(table: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+    """Of each shape, eager or compiled, that has both arms: `one`'s time over `other`'s in the same round (median, least and
+    largest), and the ms that it takes more (`added_ms`, the median over rounds)."""
+    found = []
+    for key, ms, _ in step.by_cell(table):
+        if {one, other} <= set(ms):
+            ratio, more = ms[one] / ms[other], ms[one] - ms[other]  # (rounds,)
+            found.append({**key, "ratio": ratio.median(), "least": ratio.min(), "largest": ratio.max(), "added_ms": more.median()})
+    return pd.DataFrame(found, columns=["shape", "compiled", "ratio", "least", "largest", "added_ms"])
+
+
+class Sizes(NamedTuple):
+    """What a count from a shape needs: of the adapted layers together, unless it is said otherwise."""
+
+    tokens: int
+    layers: int
+    ins: int  # Σ in
+    outs: int  # Σ out
+    weights: int  # Σ in · out
+    widest: int  # the widest in, and the widest out
+    inputs: int  # numbers a token that are kept for a weight's or A's gradient, and that the frozen base does not keep
+
+
+def sizes(shape: Shape) -> Sizes:
+    """Of `SHAPES`' layers as they run under autocast. BERT's layer norm gives fp32 there, so each layer that follows one
+    makes a bf16 copy of its input, query, key and value one each; attention's output is kept by the base as well. Llama's
+    gives bf16, which q, k and v share."""
+    w, inner, bert = shape.width, shape.inner, shape.family == "bert"
+    square, tokens = (4 if bert else 3), shape.batch * shape.length
+    ends = square * w + w + inner  # (w, w) layers, (w, inner) and (inner, w)
+    inputs = (3 if bert else 1) * w + w + inner
+    return Sizes(tokens, square + 2, ends, ends, square * w * w + 2 * w * inner, inner, inputs)
+
+
+def kept_from_shapes(arm: str, shape: Shape, settings: Settings = Settings()) -> float:
+    """GiB that an arm keeps between forward and backward beyond the frozen base, counted: for tokens in bf16 the inputs
+    (`inputs` a token), the r-wide products and, for a gain, the outputs; and for each number trained 4 bytes, AdamW's 8 and
+    the bf16 copy's 2, for each fixed one 4 and 2.
+
+    Raises:
+        ValueError: for an arm whose tensors are not this library's.
+    """
+    s, name = sizes(shape), arm.removeprefix("DoRA(").removesuffix(")")
+    wrapped = name != arm or arm in ("DoRA", "DVoRA") or arm.startswith("DoRA ")
+    rank = rank_of(arm) or shape.rank
+    both = s.ins + s.outs
+    if arm == FULL:
+        kept = 2 * s.tokens * s.inputs + 12 * s.weights
+    elif arm in ("VeRA", "DVoRA"):  # no inputs; A and B are shared, and b ⊙ B is made at each layer, in fp32 and in bf16
+        r = settings.vera
+        kept = 2 * s.tokens * r * s.layers + 8 * r * s.widest + 2 * r * s.ins + 6 * r * s.outs
+    elif arm == XS:  # no inputs
+        kept = 2 * s.tokens * settings.xs * s.layers + 6 * settings.xs * both
+    elif arm == PISSA:  # products of rank 2r; the start is kept too, and both are put side by side in fp32
+        kept = 2 * s.tokens * (s.inputs + 2 * rank * s.layers) + 20 * rank * both
+    elif arm.startswith(("LoRA", "MoSLoRA", "DoRA")):
+        kept = 2 * s.tokens * (s.inputs + rank * s.layers) + 14 * rank * both
+    else:
+        raise ValueError(f"what {arm!r} keeps is not counted here, but only what this library's arms keep")
+    return (kept + (2 * s.tokens + 16) * s.outs * wrapped) / 2**30
+
+
+def kept(table: pd.DataFrame) -> pd.DataFrame:
+    """Beyond the frozen base, of each shape measured eager and each arm of this library that trains: `measured` and
+    `counted`, GiB. A shape of so few tokens that what the first arm takes once weighs in is left to the caller."""
+    found = []
+    for key, _, fixed in step.by_cell(table):
+        if key["compiled"]:
+            continue
+        for arm in table["arm"].unique():
+            if arm in fixed.index and arm not in (BASE, HEAD, *PEFT):
+                found.append({"shape": key["shape"], "arm": arm,
+                              "measured": fixed.kept_gib[arm] - fixed.kept_gib[BASE],
+                              "counted": kept_from_shapes(arm, SHAPES[key["shape"]])})
+    return pd.DataFrame(found)
