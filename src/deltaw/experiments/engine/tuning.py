@@ -212,9 +212,7 @@ def choices(table: pd.DataFrame, measure: str) -> dict[str, float | None]:
     values = runs.reindex(columns=list(dict.fromkeys([f"tune/{measure}", "tune/loss"]))).astype(float)
     groups = [runs["row"], runs["rate"]]
     means = values.groupby(groups).mean()[~values.isna().any(axis=1).groupby(groups).any()]  # by row and rate
-    rates = dict.fromkeys(runs["row"].unique())
-    for row in rates.keys() & set(means.index.get_level_values("row")):
-        own = means.loc[row]
-        score = own[f"tune/{measure}"] if measure != "loss" else -own["tune/loss"]
-        rates[row] = float(own.loc[score >= score.max() - 1e-12, "tune/loss"].idxmin())
-    return rates
+    score = -means["tune/loss"] if measure == "loss" else means[f"tune/{measure}"]
+    best = score >= score.groupby(level="row").transform("max") - 1e-12  # of equal scores the lowest loss
+    chosen = means.loc[best, "tune/loss"].groupby(level="row").idxmin()
+    return dict.fromkeys(runs["row"].unique()) | {row: float(rate) for row, rate in chosen}
