@@ -90,7 +90,45 @@ def test_the_card_of_the_records_has_room_for_what_it_says():
     footer = decision_card.footers(comparison.all_code(), comparison.frozen(), comparison_card.steps())
     figure = decision_card.draw(comparison_card.card(), sentences, footer, "deltaw · records 01234567, 01234567, 01234567")
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    heights = sorted({round(text.get_position()[1], 3) for text in figure.axes[0].texts})
+    texts = figure.axes[0].texts
+    boxes = [text.get_window_extent() for text in texts]
+    heights = sorted({round(text.get_position()[1], 3) for text in texts})
     plt.close(figure)
     assert max(box.x1 for box in boxes) <= 1080 - 30 and min(np.diff(heights)) >= 0.19 and max(heights) < 12.8
+    assert min(text.get_fontsize() for text in texts) >= 12
+    lines = {text.get_position()[1]: [] for text in texts}
+    for text, box in zip(texts, boxes):
+        lines[text.get_position()[1]].append((box.x0, box.x1))
+    assert all(b[0] - a[1] > 15 for own in lines.values() for a, b in zip(sorted(own), sorted(own)[1:]))
+    assert "rsLoRA, rank 64, s = 1$^a$" in [text.get_text() for text in texts]
+    sentence = heights[max(i for i, height in enumerate(heights) if height in {round(t.get_position()[1], 3) for t in texts
+                                                                              if t.get_fontsize() == 13.5})]
+    footers = [height for height in heights if height > sentence]
+    assert footers[0] - sentence > 0.3  # what is said of the tasks does not run into what the numbers are of
+
+
+@pytest.mark.parametrize(("column", "line", "other", "match"), [
+    ("scale", 5, "8", "rsLoRA 64"), ("worse", 0, (), "up to 0.25 %"), ("worse", 1, (("LoRA-XS, rank 16", 0.25),), "up to 0.5 %"),
+    ("equivalent", 4, ("rsLoRA, rank 16, s = 1 (step 1.1 / 1.3 ×)",), "s = 2"), ("unresolved", 3, ("LoRA, rank 8, s = 1",), "up to 3 %"),
+    ("others", 2, 5, "up to 1.5 %"), ("alpha", 5, 8.0, "rsLoRA 64")])  # fmt: skip
+def test_the_card_claim_fails_if_a_line_says_another_thing(monkeypatch, column, line, other, match):
+    table = comparison_card.card().copy()
+    table[column] = [other if i == line else each for i, each in enumerate(table[column])]
+    monkeypatch.setattr(comparison_card, "card", lambda: table)
+    with pytest.raises(ClaimFailed, match=match):
+        comparison_card.card_choice()
+
+
+def test_the_card_claim_fails_if_the_head_reaches_another_share():
+    with pytest.raises(ClaimFailed, match="head only"):
+        comparison_card.card_gap(head=0.48)
+
+
+def test_the_card_says_what_the_records_do():
+    room, every, against = (comparison.analysis(name) for name in ("headroom", "every_pair", "against_lora"))
+    sentences = decision_card.notes(room, every, against, comparison.SIZED, comparison.FEW)
+    assert "Digits: DoRA(MoSLoRA) behind LoRA; DoRA too, but not among all pairs." in sentences
+    assert "CoLA: full fine-tuning is not told from the head alone." in sentences
+    footer = decision_card.footers(comparison.all_code(), comparison.frozen(), comparison_card.steps())
+    assert footer[0].endswith("the output matrix trained alone (4.2 M numbers) reaches 50 %.")
+    assert any("DoRA below rank 8" in one for one in footer)
