@@ -102,10 +102,10 @@ def require(condition: bool, what: str) -> None:
 
 
 def all_claims() -> list[Claim]:
-    """Every claim of the book, chapter by chapter."""
+    """Every claim of the book, chapter by chapter, whichever file imports another's helpers."""
     for file in CHAPTERS:
         import_module(f"{__name__}.{file}")
-    return list(_claims.values())
+    return sorted(_claims.values(), key=lambda one: one.chapter)
 
 
 def get(id: str) -> Claim:

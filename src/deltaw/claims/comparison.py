@@ -82,6 +82,26 @@ def all_rows() -> "pandas.DataFrame":
     return tuned_comparison.reported(all_code()).set_index("row")
 
 
+@lru_cache(maxsize=1)
+def on_code() -> "pandas.DataFrame":
+    """Every difference on code that was fixed before one of the two records, by row and reference: `two_level.compare`'s columns,
+    in three families."""
+    import pandas as pd
+
+    from deltaw.experiments import tuned_comparison
+
+    families = [tuned_comparison.against_lora(code()), beside("against_lora"), beside("pairs")]
+    return pd.concat(families).set_index(["row", "reference"])
+
+
+@lru_cache(maxsize=1)
+def rates_on_code() -> dict[str, float]:
+    """Each row's chosen rate, of both records."""
+    from deltaw.experiments.engine import verdicts
+
+    return verdicts.rates(all_code())
+
+
 def on(task: str, name: str = "against_lora") -> "pandas.DataFrame":
     """One task's part of an analysis, by row."""
     table = analysis(name)

@@ -62,7 +62,7 @@ def card_choice(column: str = "report") -> dict[str, Any]:
             near = [row for row in others if verdicts[row] == word]
             require(len(said) == len(near), f"{one.budget}: {word} are {near}, not {said}")
             for row in near:
-                whole = _named(names[row], _scale(row))
+                whole = decision_card.with_scale(names[row], _scale(row))
                 require(any(each.split(" (step")[0] == whole for each in said), f"{one.budget}: {whole} is not among {said}")
         require(one.scale == _scale(one.row), f"{one.row}: s = {one.scale}, not {_scale(one.row)}")
     base = decoder().query("row == 'summary' and size == '45m'")["trained"].item()
@@ -71,7 +71,7 @@ def card_choice(column: str = "report") -> dict[str, Any]:
     require(first.worse == (("LoRA-XS, rank 16", 0.25),), f"{first.budget}: {first.worse}")
     require((last.row, last.scale, last.alpha) == ("rsLoRA 64", "1", 64), f"{last.row}: s = {last.scale}, {last.alpha}")
     require(bool(table.alpha.iloc[:-1].isna().all()), f"{table.alpha.tolist()}")
-    return {one.budget: f"{_named(one.row, one.scale)}; equivalent or unresolved: "
+    return {one.budget: f"{decision_card.with_scale(one.row, one.scale)}; equivalent or unresolved: "
                         f"{', '.join(one.equivalent + one.unresolved) or 'none'}; worse: {len(one.worse)} of {one.others}"
             for one in table.itertuples()}  # fmt: skip
 
@@ -84,10 +84,6 @@ def _scale(row: str) -> str:
     require(name in (LORA, "rsLoRA", "DoRA"), f"the scale of {row}")
     rank = int(row.split()[1]) if " " in row else alpha
     return f"{alpha / rank ** (0.5 if name == 'rsLoRA' else 1):.2g}"
-
-
-def _named(name: str, scale: str) -> str:
-    return f"{name}, s = {scale}" if scale else name
 
 
 @claim("comparison-card-gap", "The share of full fine-tuning's gain over the untrained base that each row of the card reaches on "

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import claim, require
+from .comparison import on_code, rates_on_code
 from .initialization import SIGN_LIKE, Optimizer, Rates, adapted, problem, train
 from .initialization import start as drawn_start
 from .measure import apart, draw, largest, shown
@@ -833,31 +834,6 @@ def text_same_rate(slow: str = "A", fast: str = "B", at_most: float = 0.001) -> 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # On code: the records of tuned_comparison and tuned_further, whose rows are tuned alike
-
-
-@lru_cache(maxsize=1)
-def on_code() -> "pandas.DataFrame":
-    """Every difference on code that was fixed before one of the two, by row and reference: `two_level.compare`'s columns, in three
-    families. Over seeds and examples, in nats a token, of which less is better."""
-    import pandas
-
-    from deltaw import results
-    from deltaw.experiments import tuned_comparison, tuned_further
-
-    new, main = results.load("tuned_further"), results.load("tuned_comparison")
-    families = [tuned_comparison.against_lora(main[main.task == tuned_comparison.CODE]),
-                tuned_further.against_lora(new, main), tuned_further.pairs(new, main)]  # fmt: skip
-    return pandas.concat(families).set_index(["row", "reference"])
-
-
-@lru_cache(maxsize=1)
-def rates_on_code() -> dict[str, float]:
-    """Each row's chosen rate."""
-    from deltaw import results
-    from deltaw.experiments import tuned_further
-    from deltaw.experiments.engine import verdicts
-
-    return verdicts.rates(tuned_further.joined(results.load("tuned_further"), results.load("tuned_comparison")))
 
 
 @claim("dynamics-code-variance", "On code Init[B] with the variance 1/(3·out) is between the usual Init[B] and Init[A], each at its own rate.",

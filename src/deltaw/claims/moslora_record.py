@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..tasks.task import Batch, Task
 from . import claim, require
-from .dynamics import on_code, rates_on_code
+from .comparison import beside, on_code, rates_on_code
 from .measure import draw, largest, shown
 from .moslora import paired, same_loss
 from .two_forms import RANK, any_mixer, run, start_of_a
@@ -443,13 +443,9 @@ def floor(target: Tensor, rank: int = 8) -> float:
 # The account, tested on code: the records of tuned_comparison and tuned_further
 
 
-@lru_cache(maxsize=1)
 def bridge() -> "pandas.DataFrame":
     """How far the rows that both records have are apart, by row."""
-    from deltaw import results
-    from deltaw.experiments import tuned_further
-
-    return tuned_further.bridge(results.load("tuned_further"), results.load("tuned_comparison")).set_index("row")
+    return beside("bridge").set_index("row")
 
 
 def tuned_pair(one: str, other: str, verdict: str, *numbers: float) -> "pandas.Series":
